@@ -1,0 +1,52 @@
+# Set-up, demo, tests and checks. Everything lives in .venv; nothing of the system's Python is touched.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+LOCK := requirements/py311.txt
+# Only Python 3.11 is locked; other versions resolve the bounds of pyproject.toml.
+CONSTRAINT = $(shell $(BIN)/python -c 'import sys; print("-c $(LOCK)" if sys.version_info[:2] == (3, 11) else "")')
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: help demo demo-check test lint bench bench-serving docs clean
+
+help: ## Show what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+$(BIN)/python:
+	@bash requirements/make-venv.sh $(PYTHON) $(VENV)
+
+$(VENV)/.demo: pyproject.toml $(LOCK) | $(BIN)/python
+	@echo "Installing mlflow-deploy with its demo into $(VENV) ..."
+	@$(PIP) $(CONSTRAINT) -e '.[demo]'
+	@touch $@
+
+$(VENV)/.test: pyproject.toml $(LOCK) | $(BIN)/python
+	@echo "Installing mlflow-deploy with all frameworks and test tools into $(VENV) ..."
+	@$(PIP) $(CONSTRAINT) -e '.[test]'
+	@touch $@ $(VENV)/.demo
+
+demo: $(VENV)/.demo ## Train, register, promote, deploy and watch a real model on this machine
+	@$(BIN)/mlflow-deploy demo
+
+demo-check: $(VENV)/.demo ## The demo, cleaned up at its end
+	@$(BIN)/mlflow-deploy demo --no-keep
+
+test: $(VENV)/.test ## Run every test that this machine can run
+	@$(BIN)/python -m pytest -m "not benchmark" $(TESTFLAGS)
+
+lint: $(VENV)/.test ## ruff and mypy --strict
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: bench-serving ## Run the benchmarks; they print ratios and fail below their bars
+
+bench-serving: $(VENV)/.test ## The scoring server against MLflow's and against its floor
+	@$(BIN)/python -m pytest tests/benchmarks/serving -m benchmark -s
+
+docs: $(VENV)/.test ## Write the generated parts of the documentation again
+	@$(BIN)/python docs/generate.py
+
+clean: ## Remove the virtual environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache dist build

@@ -1,0 +1,63 @@
+"""The command `mlflow-deploy`: one file per noun, loaded when its command is used."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from mlflow_deploy import __version__
+from mlflow_deploy.errors import DeployError
+
+COMMANDS: dict[str, str] = {
+    "demo": "mlflow_deploy.cli.demo:demo",
+    "down": "mlflow_deploy.cli.machine:down",
+    "logs": "mlflow_deploy.cli.logs:logs",
+    "settings": "mlflow_deploy.cli.settings:settings",
+    "status": "mlflow_deploy.cli.status:status",
+    "up": "mlflow_deploy.cli.machine:up",
+}
+"""Command -> `module:object`."""
+
+
+class _Commands(click.Group):
+    """A click group that imports a command's module when it is needed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, name = COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        from mlflow_deploy.errors import nearest
+
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            guess = nearest(args[0], COMMANDS)
+            raise click.UsageError(f"No such command {args[0]!r}. {guess.capitalize()}".strip(), ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="mlflow-deploy")
+def group() -> None:
+    """Takes models from MLflow's registry into production and keeps them honest there.
+
+    Deployments are made and changed with `mlflow deployments create|update|delete -t local`; these commands
+    look after them.
+    """
+
+
+def main() -> None:
+    """Run the command line; errors are one line on standard error and an exit status."""
+    try:
+        group(standalone_mode=True)
+    except DeployError as error:
+        click.echo(f"Error: {error.text}", err=True)
+        sys.exit(error.exit_status)

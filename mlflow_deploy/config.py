@@ -1,0 +1,218 @@
+"""DeploymentSpec: what the user asks of a deployment, typed, from `-C key=value`, a mapping or YAML.
+
+Unknown keys are refused by name with the nearest known one, and every error names the key the user typed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mlflow_deploy.errors import ConfigError, InvalidName, UnknownSetting
+from mlflow_deploy.settings import ServingSettings
+
+Format = Literal["auto", "onnx", "pyfunc"]
+
+# Also a DNS label with room for a suffix such as "-r12", so that one name fits folder, container and Service.
+_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,51}[a-z0-9])?")
+
+
+class ParitySpec(BaseModel):
+    """How far a converted model may differ from the native one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    rtol: float | None = Field(default=None, ge=0)
+    """Relative tolerance of numbers; unset = by precision."""
+    atol: float | None = Field(default=None, ge=0)
+    """Absolute tolerance of numbers; unset = by precision."""
+    data: str | None = None
+    """Parquet or CSV file with validation rows; unset = the rows that the model's run logged."""
+
+
+class DeploymentSpec(BaseModel):
+    """What the user asks of a deployment."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    format: Format = "auto"
+    """Servable to run: `auto` takes the fastest that passes the parity check, pyfunc last."""
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int | None = Field(default=None, ge=1, le=65535)
+    """Port to listen on; unset = a free one is picked and kept for the life of the deployment."""
+    ready_seconds: float = Field(default=120.0, gt=0)
+    """How long a revision may take to become ready."""
+    parity: ParitySpec = ParitySpec()
+    """Tolerances of the parity check."""
+    serving: ServingSettings = ServingSettings()
+    """Settings of the scoring server."""
+
+
+def state_home() -> Path:
+    """The state folder: `MLFLOW_DEPLOY_HOME`, or `mlflow-deploy` in the user's state directory."""
+    if home := os.environ.get("MLFLOW_DEPLOY_HOME"):
+        return Path(home).expanduser().absolute()
+    base = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    return Path(base).expanduser() / "mlflow-deploy"
+
+
+def check_name(name: str) -> str:
+    """Return `name` when it can be a deployment's name.
+
+    Raises:
+        InvalidName: it has other characters than lower-case letters, digits and '-', or is too long.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise InvalidName(str(name))
+    return name
+
+
+def parse_spec(
+    config: Mapping[str, Any] | None, *, flavor: str | None = None, base: DeploymentSpec | None = None
+) -> DeploymentSpec:
+    """Make a spec from config keys as MLflow hands them over.
+
+    Args:
+        config: keys with dots for nesting (`serving.workers`) or nested mappings; values may be strings.
+        flavor: MLflow's `-f`; the same as `format=`.
+        base: the spec in force, whose values hold for keys that `config` does not name (update).
+
+    Raises:
+        UnknownSetting: a key that no field has.
+        ConfigError: a value of the wrong type or range.
+    """
+    given = _nest(config or {})
+    if flavor is not None:
+        if "format" in given and given["format"] != flavor:
+            raise ConfigError(
+                f"Flavor {flavor!r} and format={given['format']!r} contradict each other",
+                hint="Give one of them",
+            )
+        given["format"] = flavor
+    _refuse_unknown(given, DeploymentSpec, "")
+    if base is not None:
+        given = _merged(base.model_dump(mode="json"), given)
+    try:
+        return DeploymentSpec.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(
+            f"Setting {key}={_shown(first['input'])} cannot be used",
+            why=first["msg"].removeprefix("Value error, "),
+            hint=_help_for(key),
+        ) from None
+
+
+def read_spec_file(path: Path) -> dict[str, Any]:
+    """Read config keys from a YAML file.
+
+    Raises:
+        ConfigError: the file cannot be read or is not a mapping.
+    """
+    import yaml
+
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"The config file {path} cannot be read", why=str(error)) from error
+    if not isinstance(document, dict):
+        raise ConfigError(f"The config file {path} is not a mapping of settings")
+    return document
+
+
+@dataclasses.dataclass(frozen=True)
+class SettingDoc:
+    """One row of the settings table: key, type, default and meaning."""
+
+    key: str
+    type: str
+    default: str
+    doc: str
+
+
+def describe_settings() -> list[SettingDoc]:
+    """All settings with their documentation, in the order of definition."""
+    return list(_describe(DeploymentSpec, ""))
+
+
+def _describe(model: type[BaseModel], prefix: str) -> Iterator[SettingDoc]:
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _describe(field.annotation, f"{prefix}{name}.")
+        elif dataclasses.is_dataclass(field.annotation):
+            for part in dataclasses.fields(field.annotation):
+                yield SettingDoc(
+                    f"{prefix}{name}.{part.name}", str(part.type), _shown(part.default), part.metadata["doc"]
+                )
+        else:
+            yield SettingDoc(
+                f"{prefix}{name}",
+                _type_name(field.annotation),
+                _shown(field.default),
+                field.description or "",
+            )
+
+
+def _type_name(annotation: Any) -> str:
+    if args := [arg for arg in get_args(annotation) if arg is not type(None)]:
+        return "|".join(arg if isinstance(arg, str) else arg.__name__ for arg in args)
+    return str(annotation.__name__)
+
+
+def _shown(value: Any) -> str:
+    return "unset" if value is None else str(value)
+
+
+def _help_for(key: str) -> str:
+    for row in describe_settings():
+        if row.key == key:
+            return f"{row.key}: {row.doc} (type {row.type}, default {row.default})"
+    return ""
+
+
+def _nest(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn `{"a.b": 1}` into `{"a": {"b": 1}}`."""
+    nested: dict[str, Any] = {}
+    for key, value in config.items():
+        *parents, last = str(key).split(".")
+        place = nested
+        for parent in parents:
+            place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise ConfigError(f"Setting {key!r} contradicts {parent}={place!r}", hint="Give one of them")
+        value = _nest(value) if isinstance(value, Mapping) else value
+        if isinstance(place.get(last), dict) and isinstance(value, dict):
+            value = _merged(place[last], value)
+        place[last] = value
+    return nested
+
+
+def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(old)
+    for key, value in new.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = _merged(result[key], value) if both else value
+    return result
+
+
+def _refuse_unknown(given: Mapping[str, Any], model: Any, prefix: str) -> None:
+    parts: dict[str, Any]
+    if dataclasses.is_dataclass(model):
+        parts = {part.name: None for part in dataclasses.fields(model)}
+    else:
+        parts = {name: field.annotation for name, field in model.model_fields.items()}
+    for key, value in given.items():
+        if key not in parts:
+            raise UnknownSetting(prefix + key, [row.key for row in describe_settings()])
+        part = parts[key]
+        nested = dataclasses.is_dataclass(part) or (isinstance(part, type) and issubclass(part, BaseModel))
+        if nested and isinstance(value, Mapping):
+            _refuse_unknown(value, part, f"{prefix}{key}.")

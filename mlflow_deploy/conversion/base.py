@@ -1,0 +1,100 @@
+"""What every converter offers: its capabilities, a refusal with a reason, and candidates to be proven."""
+
+from __future__ import annotations
+
+import enum
+import importlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from mlflow_deploy.bundle import Servable
+from mlflow_deploy.conversion.native import NativeModel
+from mlflow_deploy.errors import MissingExtra
+
+
+class Capability(enum.Enum):
+    """What a converter can carry over; asked before a model is given to it."""
+
+    TEXT = "text"
+    """Columns of text."""
+
+    MISSING = "missing"
+    """Missing values, where the native model takes them."""
+
+    DOUBLE = "double"
+    """Arithmetic in 64-bit floats."""
+
+    TENSOR = "tensor"
+    """Plain arrays as input, without column names."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to build a servable. Nothing is built before `build` is called, and nothing is believed before parity.
+
+    Attributes:
+        label: what distinguishes it, for reports: "float32".
+        build: writes the servable's files into the given empty folder and describes them. It may raise
+            anything; the error's text becomes the reason why the candidate was rejected.
+    """
+
+    label: str
+    build: Callable[[Path], Servable]
+
+
+class Converter(Protocol):
+    """A converter module: one source flavor to one form."""
+
+    CAPABILITIES: frozenset[Capability]
+
+    def refuse(self, native: NativeModel) -> str:
+        """Why this model cannot be converted, or the empty string."""
+        ...
+
+    def candidates(self, native: NativeModel) -> Iterator[Candidate]:
+        """Candidates, the one to be preferred first."""
+        ...
+
+
+@dataclass(frozen=True)
+class ConverterEntry:
+    """A line of the converter table.
+
+    Attributes:
+        loader: the `loader_module` of the MLflow flavor that it reads.
+        form: the form it makes, in the words of `-C format=`.
+        module: dotted path of the converter module.
+        extra: the extra of this package that installs what the module imports.
+    """
+
+    loader: str
+    form: str
+    module: str
+    extra: str
+
+
+CONVERTERS: tuple[ConverterEntry, ...] = (
+    ConverterEntry("mlflow.sklearn", "onnx", "mlflow_deploy.conversion.sklearn_onnx", "sklearn"),
+)
+"""All converters; within one flavor the form that serves fastest stands first."""
+
+
+def converters_for(loader: str, form: str | None = None) -> list[ConverterEntry]:
+    """The converters that read models of this loader module, optionally only those that make `form`."""
+    return [entry for entry in CONVERTERS if entry.loader == loader and form in (None, entry.form)]
+
+
+def load_converter(entry: ConverterEntry) -> Converter:
+    """Import a converter.
+
+    Raises:
+        MissingExtra: a library it needs is not installed.
+    """
+    try:
+        module: Converter = importlib.import_module(entry.module)  # type: ignore[assignment]
+    except ModuleNotFoundError as error:
+        what = f"The conversion from {entry.loader} to {entry.form}"
+        raise MissingExtra(what, entry.extra, missing=error.name or "") from error
+    return module

@@ -1,0 +1,94 @@
+"""ONNX graphs made small and reproducible: same model in, same bytes out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+OPSETS = {"": 21, "ai.onnx.ml": 3}
+"""Operator sets that converters aim at: every supported ONNX Runtime loads them."""
+
+IR_VERSION = 10
+"""File format version; onnx writes newer ones by default than ONNX Runtime reads."""
+
+
+def finish(model: ModelProto, outputs: Sequence[str]) -> bytes:
+    """Keep only what `outputs` need, drop everything that varies from run to run, and serialise.
+
+    Raises:
+        ValueError: the graph needs an operator set beyond those ONNX Runtime loads.
+    """
+    _keep(model, outputs)
+    model.ir_version = IR_VERSION
+    for field in ("producer_name", "producer_version", "domain", "doc_string", "model_version"):
+        model.ClearField(field)
+    del model.metadata_props[:]
+    graph = model.graph
+    graph.name, graph.doc_string = "model", ""
+    # Types of inner values and outputs are inferred when the graph is loaded. Converters declare some of
+    # them wrongly, above all doubles, and a wrong declaration is refused while none is accepted.
+    del graph.value_info[:]
+    for output in graph.output:
+        output.ClearField("type")
+    for node in graph.node:
+        node.doc_string = ""
+    _sort_opsets(model)
+    _rename(model)
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def _keep(model: ModelProto, outputs: Sequence[str]) -> None:
+    """Remove outputs that are not wanted, and then nodes and initializers that nothing needs."""
+    graph = model.graph
+    kept = [output for output in graph.output if output.name in outputs]
+    kept.sort(key=lambda output: list(outputs).index(output.name))
+    del graph.output[:]
+    graph.output.extend(kept)
+    needed = set(outputs)
+    nodes = []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+            nodes.append(node)
+    nodes.reverse()
+    initializers = [item for item in graph.initializer if item.name in needed]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    del graph.initializer[:]
+    graph.initializer.extend(initializers)
+
+
+def _sort_opsets(model: ModelProto) -> None:
+    used = {node.domain for node in model.graph.node} | {""}
+    versions = {item.domain: item.version for item in model.opset_import if item.domain in used}
+    del model.opset_import[:]
+    for domain in sorted(versions):
+        limit = OPSETS.get(domain, 1)
+        if versions[domain] > limit:
+            raise ValueError(f"the graph needs operators {domain or 'ai.onnx'} {versions[domain]} > {limit}")
+        model.opset_import.add(domain=domain, version=versions[domain])
+
+
+def _rename(model: ModelProto) -> None:
+    """Number inner names in the order of use: converters count them in the order of sets.
+
+    Graph inputs and outputs keep their names, since requests are mapped to them.
+    """
+    graph = model.graph
+    fixed = {value.name for value in [*graph.input, *graph.output]}
+    names: dict[str, str] = {"": ""}
+    for index, node in enumerate(graph.node):
+        node.name = f"n{index}"
+        for values in (node.input, node.output):
+            for position, value in enumerate(values):
+                if value not in fixed:
+                    values[position] = names.setdefault(value, f"v{len(names)}")
+    for item in graph.initializer:
+        item.name = names.get(item.name, item.name)
+        item.doc_string = ""
+    ordered = sorted(graph.initializer, key=lambda item: (len(item.name), item.name))
+    del graph.initializer[:]
+    graph.initializer.extend(ordered)

@@ -1,0 +1,1 @@
+"""The demo: a tracking server, a trained model, a promotion, a deployment, traffic, a drift table."""

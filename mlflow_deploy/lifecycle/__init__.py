@@ -1,0 +1,1 @@
+"""Lifecycle: from a model URI to a deployment that answers, and back."""

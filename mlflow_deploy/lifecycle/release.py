@@ -1,0 +1,270 @@
+"""The flow of one model version, top to bottom: resolve, convert, bundle, start, move traffic, record.
+
+Plugin, command line and controller all call these functions, so that they cannot differ.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from mlflow_deploy import rollout
+from mlflow_deploy.bundle import Bundle, read_bundle, write_bundle
+from mlflow_deploy.config import DeploymentSpec, check_name, parse_spec, state_home
+from mlflow_deploy.errors import ConfigError, DeploymentBusy, DeploymentExists
+from mlflow_deploy.lifecycle.registry import ResolvedModel, fetch, resolve
+from mlflow_deploy.targets.base import DeploymentRecord, RevisionRecord, Target
+
+if TYPE_CHECKING:
+    from mlflow_deploy.conversion.validation import Validation
+
+Progress = Callable[[str], None]
+"""Takes one line on what is being done now."""
+
+
+def create(
+    target: Target,
+    name: str,
+    model_uri: str,
+    *,
+    flavor: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Deploy a model version under a new name and return its description when it answers.
+
+    Raises:
+        DeployError: nothing was deployed and nothing was left behind.
+    """
+    check_name(name)
+    spec = parse_spec(config, flavor=flavor)
+    with target.lock(name):
+        _clear(target, name)
+        if target.read_record(name) is not None:
+            raise DeploymentExists(name, target.name)
+        try:
+            port = target.reserve_address(name, spec.host, spec.port)
+            revision, bundle = _make_revision(1, model_uri, spec, progress)
+            record = DeploymentRecord(
+                name=name,
+                phase="creating",
+                host=spec.host,
+                port=port,
+                revisions=(),
+                weights={},
+                created_at=revision.created_at,
+                updated_at=revision.created_at,
+            )
+            progress(f"Starting revision 1 of {name}")
+            record = rollout.bring_up(target, record, revision, bundle)
+            record = rollout.promote(target, record, {1: bundle}, now=_now())
+        except BaseException:
+            target.remove(name)
+            raise
+        return describe(target, record)
+
+
+def update(
+    target: Target,
+    name: str,
+    model_uri: str | None = None,
+    *,
+    flavor: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Replace what a deployment serves. The old revision serves until the new one is ready.
+
+    Settings that are not given keep the values of the stable revision; so does the model.
+
+    Raises:
+        DeployError: the old revision serves on, as before.
+    """
+    check_name(name)
+    with target.lock(name):
+        _clear(target, name)
+        record = _settle(target, target.require(name))
+        stable = record.stable
+        spec = parse_spec(config, flavor=flavor, base=DeploymentSpec.model_validate(stable.spec))
+        if (spec.host, spec.port) != (record.host, spec.port and record.port):
+            raise ConfigError(
+                f"The address of deployment {name!r} cannot be changed",
+                why=f"it is {record.host}:{record.port} for as long as the deployment lives",
+                hint="Delete the deployment and create it with the new address",
+            )
+        number = max(revision.number for revision in record.revisions) + 1
+        revision, bundle = _make_revision(number, model_uri or stable.resolved_uri, spec, progress)
+        if (revision.bundle, revision.spec) == (stable.bundle, stable.spec):
+            progress(f"Revision {stable.number} already serves exactly this")
+            return describe(target, record)
+        progress(f"Starting revision {number} of {name} beside revision {stable.number}")
+        record = rollout.bring_up(target, record, revision, bundle)
+        progress(f"Moving the traffic to revision {number}")
+        record = rollout.promote(target, record, {number: bundle}, now=_now())
+        return describe(target, record)
+
+
+def delete(target: Target, name: str) -> None:
+    """Drain and remove a deployment; does nothing when there is none."""
+    check_name(name)
+    with target.lock(name):
+        target.remove(name)
+
+
+def prepare(model_uri: str, spec: DeploymentSpec, progress: Progress) -> Bundle:
+    """Resolve and convert a model and write its bundle, without deploying it."""
+    progress(f"Looking up {model_uri}")
+    bundle, _ = _make_bundle(resolve(model_uri), spec, progress)
+    return bundle
+
+
+def describe(target: Target, record: DeploymentRecord) -> dict[str, Any]:
+    """What `get`, `create` and `update` answer: plain values that can be printed and written as JSON."""
+    stable = record.stable
+    status = target.status(record, stable.number)
+    return {
+        "name": record.name,
+        "flavor": stable.format,
+        "target": target.name,
+        "url": target.url(record),
+        "status": status.state,
+        "detail": status.detail,
+        "revision": stable.number,
+        "model_uri": stable.model_uri,
+        "resolved_uri": stable.resolved_uri,
+        "model_name": stable.model_name,
+        "model_version": stable.model_version,
+        "format": stable.format,
+        "fallback": stable.fallback,
+        "parity": stable.parity,
+        "bundle": stable.bundle,
+        "created_at": record.created_at,
+        "updated_at": record.updated_at,
+    }
+
+
+def reconcile(target: Target, progress: Progress) -> list[dict[str, Any]]:
+    """Finish or undo what killed commands left, start what should run, and describe every deployment.
+
+    Deployments that another command is working on are left to it.
+    """
+    described = []
+    for name in target.names():
+        try:
+            with target.lock(name):
+                _clear(target, name)
+                record = target.read_record(name)
+                if record is None:
+                    continue
+                progress(f"Checking {name}")
+                described.append(describe(target, _settle(target, record)))
+        except DeploymentBusy as busy:
+            progress(busy.text)
+    return described
+
+
+# --- steps -------------------------------------------------------------------------------------------------
+
+
+def _make_revision(
+    number: int, model_uri: str, spec: DeploymentSpec, progress: Progress
+) -> tuple[RevisionRecord, Bundle]:
+    progress(f"Looking up {model_uri}")
+    model = resolve(model_uri)
+    bundle, parity = _make_bundle(model, spec, progress)
+    return RevisionRecord(
+        number=number,
+        bundle=bundle.digest,
+        format=bundle.manifest.format,
+        model_uri=model_uri,
+        resolved_uri=model.uri,
+        model_name=model.name,
+        model_version=model.version,
+        fallback=bundle.manifest.fallback,
+        parity=parity,
+        spec=spec.model_dump(mode="json"),
+        created_at=_now(),
+    ), bundle
+
+
+def _make_bundle(model: ResolvedModel, spec: DeploymentSpec, progress: Progress) -> tuple[Bundle, str]:
+    from mlflow_deploy.conversion import Tolerance, make_servable
+    from mlflow_deploy.conversion.validation import from_path, from_run
+
+    with tempfile.TemporaryDirectory(prefix="mlflow-deploy-") as work:
+        download, converted = Path(work) / "model", Path(work) / "servable"
+        download.mkdir()
+        converted.mkdir()
+        progress(f"Fetching {model.uri}")
+        folder, source = fetch(model, download)
+        validation: Validation | None = None
+        if spec.parity.data:
+            validation = from_path(spec.parity.data)
+        elif source.run_id:
+            progress("Fetching the validation rows of its run")
+            validation = from_run(source.run_id)
+        conversion = make_servable(
+            folder,
+            converted,
+            format=spec.format,
+            validation=validation,
+            tolerance=Tolerance.of(rtol=spec.parity.rtol, atol=spec.parity.atol),
+            progress=progress,
+        )
+        progress("Writing the bundle")
+        bundle = write_bundle(
+            state_home() / "bundles",
+            model=source,
+            servable=conversion.servable,
+            content=conversion.content,
+            documents={
+                "signature.json": conversion.signature,
+                "example.json": conversion.example,
+                "parity.json": conversion.parity.to_dict() if conversion.parity else None,
+                "profile.json": _profile(validation),
+            },
+            fallback=conversion.fallback,
+            rejected=conversion.rejected,
+        )
+    return bundle, conversion.parity.summary if conversion.parity else ""
+
+
+def _profile(validation: Validation | None) -> Any:
+    """The reference profile of the validation rows, None without rows."""
+    if validation is None:
+        return None
+    from mlflow_deploy.monitoring import build_profile
+
+    label = validation.label
+    features = validation.frame.drop(columns=[label]) if label else validation.frame
+    return msgspec.json.decode(build_profile(features).to_json())
+
+
+def _clear(target: Target, name: str) -> None:
+    """Remove what a killed `create` or `delete` left under this name; the caller holds its lock."""
+    record = target.read_record(name)
+    if record is None or record.phase != "ready":
+        target.remove(name)
+
+
+def _settle(target: Target, record: DeploymentRecord) -> DeploymentRecord:
+    """Undo a rollout that a killed `update` left and make what runs match the record."""
+    if record.candidate:
+        record = rollout.abandon(target, record)
+    store = state_home() / "bundles"
+    bundles = {
+        number: read_bundle(store / record.revision(number).bundle, verify=False)
+        for number, weight in record.weights.items()
+        if weight > 0
+    }
+    target.apply(record, bundles)
+    return record
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,1 @@
+"""Back ends: one file per form of servable, behind the interface in `base`."""

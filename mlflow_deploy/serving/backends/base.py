@@ -1,0 +1,106 @@
+"""The interface between protocols and models, and the table of back ends."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from mlflow_deploy.bundle import Bundle
+from mlflow_deploy.errors import ConfigError
+from mlflow_deploy.serving.signature import Signature
+from mlflow_deploy.serving.values import Array
+from mlflow_deploy.settings import ServingSettings
+
+
+@dataclass(slots=True)
+class Call:
+    """A parsed request.
+
+    Attributes:
+        data: what the model's `run` takes; only the back end that made it looks inside.
+        rows: number of rows.
+        stackable: calls with the same, non-empty key may be computed in one model call.
+    """
+
+    data: Any
+    rows: int
+    stackable: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A tensor of the Open Inference Protocol: numpy dtype name, or `str`; -1 is a free dimension."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    required: bool = True
+
+
+class Model(Protocol):
+    """A loaded servable. All methods are called from several threads at once."""
+
+    signature: Signature | None
+    providers: tuple[str, ...]
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+
+    def parse_json(self, body: bytes) -> Call:
+        """The call in a JSON body of MLflow's /invocations.
+
+        Raises:
+            RequestError: the body cannot be read or does not fit the signature.
+        """
+
+    def parse_csv(self, body: bytes) -> Call:
+        """The call in a CSV body; same errors."""
+
+    def parse_parquet(self, body: bytes) -> Call:
+        """The call in a Parquet body; same errors."""
+
+    def parse_tensors(self, tensors: Mapping[str, Array], params: Mapping[str, Any]) -> Call:
+        """The call in named tensors; same errors."""
+
+    def run(self, call: Call) -> Any:
+        """Compute a call.
+
+        Raises:
+            RequestError: the call does not fit the model, which some models only notice here.
+            Exception: whatever the model raises.
+        """
+
+    def stack(self, calls: Sequence[Call]) -> Call:
+        """One call with the rows of several, which have equal `stackable` keys."""
+
+    def split(self, result: Any, calls: Sequence[Call]) -> list[Any]:
+        """The parts of a stacked call's result, in order."""
+
+    def to_json(self, result: Any) -> bytes:
+        """The body of MLflow's answer."""
+
+    def to_tensors(self, result: Any) -> list[tuple[str, Array]]:
+        """The answer as named tensors."""
+
+
+_BACKENDS = {
+    "onnx": "mlflow_deploy.serving.backends.onnx",
+    "pyfunc": "mlflow_deploy.serving.backends.pyfunc",
+}
+
+
+def load_model(bundle: Bundle, settings: ServingSettings) -> Model:
+    """Load the bundle's servable.
+
+    Raises:
+        ConfigError: the servable's form is unknown to this server, or the bundle contradicts itself.
+        Exception: whatever the form's library raises when it loads the servable.
+    """
+    kind = bundle.manifest.servable.kind
+    if kind not in _BACKENDS:
+        raise ConfigError(
+            f"This server cannot run servables of form {kind!r}", hint=f"It runs {', '.join(sorted(_BACKENDS))}"
+        )
+    model: Model = importlib.import_module(_BACKENDS[kind]).load(bundle, settings)
+    return model

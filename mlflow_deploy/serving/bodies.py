@@ -1,0 +1,191 @@
+"""Reads the bodies of MLflow's /invocations for graph models: JSON in four forms, CSV and Parquet."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+
+from mlflow_deploy.serving import tables
+from mlflow_deploy.serving.errors import BadRequest, InvalidValue
+from mlflow_deploy.serving.feeds import Feeds, FrameFeeds, TensorFeeds
+from mlflow_deploy.serving.signature import Param
+
+FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
+_SPLIT_KEYS = {"columns", "data", "index"}
+_ONE_FORM = f"The body must be a JSON object with exactly one of {', '.join(FORMS)}"
+
+
+def decode_document(body: bytes) -> Any:
+    """The JSON document in a body, NaN and Infinity included, which Python writes and MLflow takes.
+
+    Raises:
+        BadRequest: it is no JSON, or is nested too deep.
+    """
+    try:
+        return msgspec.json.decode(body)
+    except (msgspec.DecodeError, RecursionError):
+        try:
+            return json.loads(body)
+        except (ValueError, RecursionError) as error:
+            raise BadRequest("The body is not valid JSON, or is nested too deep") from error
+
+
+class FastSplit:
+    """Reads the most frequent body, `dataframe_split` or `inputs` with numbers only, in one typed step.
+
+    Any other body makes the typed decoder fail early; then the general way is taken.
+    """
+
+    def __init__(self, feeds: FrameFeeds | TensorFeeds) -> None:
+        self.form = ""
+        body: Any = None
+        if isinstance(feeds, FrameFeeds) and feeds.common in ("float32", "float64"):
+            self.form = "dataframe_split"
+            split = msgspec.defstruct(
+                "Split",
+                [("data", list[list[float | None]]), ("columns", list[str]), ("index", Any, None)],
+                forbid_unknown_fields=True,
+            )
+            body = msgspec.defstruct("Body", [(self.form, split)], forbid_unknown_fields=True)
+        elif isinstance(feeds, TensorFeeds) and feeds.single and feeds.single.dtype in ("float32", "float64"):
+            self.form = "inputs"
+            nested: Any = float
+            for _ in feeds.single.shape:
+                nested = list[nested]
+            body = msgspec.defstruct("Body", [(self.form, nested)], forbid_unknown_fields=True)
+        self.mark = f'"{self.form}"'.encode()
+        self._decoder = msgspec.json.Decoder(body) if self.form else None
+
+    def decode(self, body: bytes) -> Any | None:
+        """The content of the form, or None when the general way must be taken."""
+        if self._decoder is None or self.mark not in body[:32]:
+            return None
+        try:
+            return getattr(self._decoder.decode(body), self.form)
+        except (msgspec.DecodeError, RecursionError):
+            return None
+
+
+class GraphBodies:
+    """Turns request bodies into feeds for one model."""
+
+    def __init__(self, feeds: FrameFeeds | TensorFeeds, params: tuple[Param, ...]) -> None:
+        self.feeds = feeds
+        self.params = {param.name: param for param in params}
+        self._fast = FastSplit(feeds)
+
+    def from_json(self, body: bytes) -> tuple[Feeds, int]:
+        """Feeds and number of rows from a JSON body.
+
+        Raises:
+            BadRequest: the body is in none of the forms.
+            InvalidValue: it does not fit the model's signature.
+        """
+        fast = self._fast.decode(body)
+        if fast is not None:
+            if isinstance(self.feeds, FrameFeeds):
+                return self.feeds.from_rows(fast.columns, fast.data)
+            return self.feeds.from_value(fast)
+        return self.from_document(decode_document(body))
+
+    def from_document(self, document: Any) -> tuple[Feeds, int]:
+        """Feeds from a parsed JSON body; same errors as `from_json`."""
+        if not isinstance(document, dict):
+            raise BadRequest(_ONE_FORM)
+        given = [form for form in FORMS if form in document]
+        if len(given) != 1:
+            raise BadRequest(_ONE_FORM, why=f"it has {len(given)} of them")
+        self.check_params(document.get("params"))
+        form, content = given[0], document[given[0]]
+        if form == "dataframe_split":
+            return self.feeds.from_rows(*_split_parts(content))
+        if form == "dataframe_records":
+            return self._from_records(content)
+        return self._from_values(content, form)
+
+    def from_csv(self, text: str) -> tuple[Feeds, int]:
+        """Feeds from CSV with a header line."""
+        return self.feeds.from_rows(*tables.read_csv(text, self._text_columns()))
+
+    def from_parquet(self, data: bytes) -> tuple[Feeds, int]:
+        """Feeds from a Parquet file."""
+        types = {c.name: c.type for c in self.feeds.columns} if isinstance(self.feeds, FrameFeeds) else {}
+        return self.feeds.from_rows(*tables.read_parquet(data, types))
+
+    def _text_columns(self) -> set[Any]:
+        if not isinstance(self.feeds, FrameFeeds):
+            return set()
+        return {column.name for column in self.feeds.columns if column.type == "string"}
+
+    def check_params(self, params: Any) -> None:
+        """Refuse a parameter that would change the answer: the graph was converted with the defaults."""
+        if not self.params or params is None:
+            return
+        if not isinstance(params, dict):
+            raise InvalidValue("`params` must be an object")
+        for name, param in self.params.items():
+            if name in params and params[name] != param.default:
+                raise InvalidValue(
+                    f"The parameter {name!r} cannot be changed: this form of the model is fixed to its default",
+                    hint="Deploy the model with format=pyfunc to pass parameters",
+                )
+
+    def _from_records(self, content: Any) -> tuple[Feeds, int]:
+        if not isinstance(content, list):
+            raise BadRequest("dataframe_records must be a list of records")
+        if isinstance(self.feeds, FrameFeeds) and self.feeds.columns[0].name is None:
+            # MLflow makes a DataFrame of lists, too, when the columns have no names.
+            if content and all(isinstance(row, list) for row in content):
+                return self.feeds.from_rows(None, content)
+        if not all(isinstance(record, dict) for record in content):
+            raise BadRequest("dataframe_records must be a list of objects")
+        return self.feeds.from_records(content)
+
+    def _from_values(self, content: Any, form: str) -> tuple[Feeds, int]:
+        """`inputs` and `instances`, which follow the rules of TensorFlow Serving."""
+        if isinstance(content, list) and content and all(isinstance(item, dict) for item in content):
+            if form == "instances" and isinstance(self.feeds, FrameFeeds):
+                self._same_keys(content)
+            return self.feeds.from_records(content)
+        if isinstance(self.feeds, TensorFeeds):
+            return self.feeds.from_value(content)
+        return self._frame_values(self.feeds, content)
+
+    def _same_keys(self, records: list[dict[str, Any]]) -> None:
+        keys = records[0].keys()
+        if any(record.keys() != keys for record in records):
+            raise InvalidValue("The records of `instances` must all have the same columns")
+
+    def _frame_values(self, feeds: FrameFeeds, content: Any) -> tuple[Feeds, int]:
+        named = feeds.columns[0].name is not None
+        if isinstance(content, dict):
+            if not named:
+                raise BadRequest("The model's columns have no names: send a list of rows")
+            return feeds.from_columns(content)
+        if named and len(feeds.columns) > 1:
+            missing = [column.name for column in feeds.columns if column.required]
+            raise InvalidValue(
+                f"Model is missing inputs {missing}", hint="Send an object that maps column names to lists"
+            )
+        values = content if isinstance(content, list) else [content]
+        if named:
+            return feeds.from_columns({feeds.names[0]: values})
+        rows = values if values and isinstance(values[0], list) else [[value] for value in values]
+        return feeds.from_rows(None, rows)
+
+
+def _split_parts(content: Any) -> tuple[list[Any] | None, list[Any]]:
+    """Columns and rows of a `dataframe_split` object."""
+    if not isinstance(content, dict):
+        raise BadRequest("dataframe_split must be an object")
+    if "data" not in content or content.keys() - _SPLIT_KEYS:
+        raise BadRequest("dataframe_split must have `data`, and may have `columns` and `index`, nothing else")
+    columns, rows = content.get("columns"), content["data"]
+    if not isinstance(rows, list) or not isinstance(columns, list | None):
+        raise BadRequest("`data` and `columns` of dataframe_split must be lists")
+    if rows and not all(isinstance(row, list) for row in rows):
+        # pandas reads a flat list as a single column.
+        rows = [row if isinstance(row, list) else [row] for row in rows]
+    return columns, rows

@@ -1,0 +1,343 @@
+"""Makes the graph's inputs from rows, columns or tensors: the model's signature compiled once, at load."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mlflow_deploy.bundle import Feed
+from mlflow_deploy.errors import ConfigError
+from mlflow_deploy.serving.errors import InvalidValue, TooLarge
+from mlflow_deploy.serving.signature import NUMPY_TYPES, Column, Signature, Tensor
+from mlflow_deploy.serving.values import (
+    Array,
+    check_shape,
+    column_array,
+    fill_number,
+    fill_text,
+    tensor_array,
+)
+
+Feeds = dict[str, Array]
+_FLOATS = ("float32", "float64")
+_REMEMBERED_ORDERS = 256
+
+
+class FrameFeeds:
+    """Feeds made from DataFrame columns.
+
+    Args:
+        feeds: the graph's inputs; each names the columns it is stacked from.
+        columns: the columns of the signature; empty when the model has none, then all are required doubles.
+        max_rows: more rows in one request are refused.
+    """
+
+    def __init__(self, feeds: Sequence[Feed], columns: Sequence[Column], max_rows: int) -> None:
+        self.feeds = tuple(feeds)
+        self.columns = tuple(columns) or _undeclared(feeds)
+        self.names = [column.name if column.name is not None else index for index, column in enumerate(self.columns)]
+        self.max_rows = max_rows
+        self._known = {name: column for name, column in zip(self.names, self.columns, strict=True)}
+        self._orders: dict[tuple[Any, ...], list[int]] = {}
+        self._check_feeds()
+        self.common = self._common_dtype()
+        self._places = [self._place(feed) for feed in self.feeds]
+
+    def _check_feeds(self) -> None:
+        for feed in self.feeds:
+            for name in feed.columns:
+                column = self._known.get(name)
+                if column is None or column.type not in NUMPY_TYPES or column.type in ("binary", "datetime"):
+                    raise ConfigError(
+                        f"The graph input {feed.name!r} needs column {name!r}",
+                        why="the signature does not have it in a type that a graph can take",
+                        hint="Deploy the model with format=pyfunc",
+                    )
+
+    def _common_dtype(self) -> str | None:
+        """The numpy type that all columns share when whole rows can be cast in one step, else None."""
+        dtypes = {NUMPY_TYPES.get(column.type) for column in self.columns}
+        plain = all(feed.missing is None and feed.dtype != "str" for feed in self.feeds)
+        dtype = dtypes.pop() if len(dtypes) == 1 and plain else None
+        # Optional columns may be absent, which only float columns can show as NaN.
+        if dtype in _FLOATS or (dtype in ("int32", "int64") and all(c.required for c in self.columns)):
+            return dtype
+        return None
+
+    def _place(self, feed: Feed) -> slice | list[int]:
+        """Where the feed's columns are among the signature's: a slice needs no copy."""
+        positions = [self.names.index(name) for name in feed.columns]
+        start = positions[0]
+        if positions == list(range(start, start + len(positions))):
+            return slice(start, start + len(positions))
+        return positions
+
+    # --- rows in the caller's column order -----------------------------------------------------------------
+
+    def from_rows(self, columns: list[Any] | None, rows: Sequence[Sequence[Any]]) -> tuple[Feeds, int]:
+        """Feeds from rows of values, whose columns stand in the caller's order; None means no names.
+
+        Raises:
+            InvalidValue: a column is missing, or a value does not fit its type.
+        """
+        count = self._count(len(rows))
+        if columns is None:
+            columns = list(range(len(rows[0])))
+        if self.common is not None:
+            order = None if columns == self.names else self._order(columns)
+            return self._split(self._matrix(rows, len(columns), order)), count
+        try:
+            by_column = list(zip(*rows, strict=True))
+        except (TypeError, ValueError) as error:
+            raise InvalidValue("The rows differ in length, or are not lists") from error
+        if len(by_column) != len(columns):
+            raise InvalidValue(f"{len(columns)} columns were named, but the rows have {len(by_column)} values")
+        order = self._order(columns)
+        return self._stack([by_column[at] if at >= 0 else None for at in order], count), count
+
+    def _count(self, count: int) -> int:
+        if count == 0:
+            raise InvalidValue("The request has no rows")
+        if count > self.max_rows:
+            raise TooLarge(f"The request has {count} rows, more than the {self.max_rows} that are allowed")
+        return count
+
+    def _order(self, columns: list[Any]) -> list[int]:
+        """For each column of the signature its position in the request, -1 for an absent optional one."""
+        try:
+            key = tuple(columns)
+            known = self._orders.get(key)
+        except TypeError as error:
+            raise InvalidValue("Column names must be text or numbers") from error
+        if known is not None:
+            return known
+        if len(set(key)) != len(key):
+            raise InvalidValue("A column is named twice")
+        positions = {name: at for at, name in enumerate(key)}
+        if self.columns[0].name is None:
+            if len(key) < len(self.columns):
+                raise InvalidValue(f"The model takes {len(self.columns)} columns, the request has {len(key)}")
+            return list(range(len(self.columns)))
+        self._require(positions)
+        order = [positions.get(name, -1) for name in self.names]
+        if len(self._orders) < _REMEMBERED_ORDERS:
+            self._orders[key] = order
+        return order
+
+    def _require(self, present: Iterable[Any]) -> None:
+        missing = [c.name for c in self.columns if c.required and c.name not in present]
+        if missing:
+            raise InvalidValue(f"Model is missing inputs {missing}", hint="Send all columns of the signature")
+
+    def _matrix(self, rows: Sequence[Sequence[Any]], width: int, order: list[int] | None) -> Array:
+        """All rows as one array of shape [rows, columns of the signature]."""
+        try:
+            matrix = np.array(rows, self.common)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise InvalidValue(f"The rows need values of type {self.common}, and as many as columns") from error
+        if matrix.ndim != 2 or matrix.shape[1] != width:
+            raise InvalidValue(f"{width} columns were named, but the rows have another number of values")
+        if order is None:
+            return matrix
+        matrix = matrix[:, order]
+        absent = [at for at, source in enumerate(order) if source < 0]
+        if absent:
+            matrix[:, absent] = np.nan
+        return matrix
+
+    def _split(self, matrix: Array) -> Feeds:
+        """The matrix cut into the graph's inputs."""
+        return {
+            feed.name: matrix[:, place].astype(feed.dtype, copy=False)
+            for feed, place in zip(self.feeds, self._places, strict=True)
+        }
+
+    # --- columns -------------------------------------------------------------------------------------------
+
+    def from_records(self, records: Sequence[Any]) -> tuple[Feeds, int]:
+        """Feeds from one mapping per row; a column that some rows lack is missing there."""
+        self._count(len(records))
+        if not all(isinstance(record, dict) for record in records):
+            raise InvalidValue("Every record must be an object that maps column names to values")
+        if self.columns[0].name is None:
+            columns = list(dict.fromkeys(name for record in records for name in record))
+            return self.from_rows(columns, [[record.get(name) for name in columns] for record in records])
+        present = records[0].keys() if len(records) == 1 else {name for record in records for name in record}
+        self._require(present)
+        names = [name for name in self.names if name in present]
+        return self.from_rows(names, [[record.get(name) for name in names] for record in records])
+
+    def from_columns(self, columns: Mapping[str, Any]) -> tuple[Feeds, int]:
+        """Feeds from a mapping of column name to its values; single values make a single row."""
+        wanted = {name: columns[name] for name in self.names if name in columns}
+        self._require(wanted)
+        lists = {name: value for name, value in wanted.items() if isinstance(value, (list, tuple, np.ndarray))}
+        lengths = {len(value) for value in lists.values()}
+        if len(lengths) > 1:
+            raise InvalidValue("The columns differ in length")
+        count = self._count(lengths.pop() if lengths else 1)
+        values = [
+            None if name not in wanted else lists[name] if name in lists else [wanted[name]] * count
+            for name in self.names
+        ]
+        return self._stack(values, count), count
+
+    def _stack(self, values: Sequence[Sequence[Any] | None], count: int) -> Feeds:
+        """Feeds from the signature's columns in order, None for an absent one."""
+        arrays: dict[Any, Array | None] = {}
+        for name, column, given in zip(self.names, self.columns, values, strict=True):
+            if given is None:
+                arrays[name] = None
+            elif isinstance(given, np.ndarray) and column.type not in ("string", "boolean"):
+                arrays[name] = given
+            else:
+                arrays[name] = column_array(name, given, column.type)
+        return {feed.name: _assemble(feed, [arrays[name] for name in feed.columns], count) for feed in self.feeds}
+
+
+def _assemble(feed: Feed, columns: Sequence[Array | None], count: int) -> Array:
+    """One graph input of shape [rows, columns]; None stands for a column that the request left out."""
+    if feed.dtype == "str":
+        missing = "nan" if feed.missing is None else str(feed.missing)
+        out = np.empty((count, len(columns)), object)
+        for at, column in enumerate(columns):
+            out[:, at] = missing if column is None else fill_text(column, missing)
+        return out
+    out = np.empty((count, len(columns)), feed.dtype)
+    for at, column in enumerate(columns):
+        if column is None:
+            if feed.missing is None and out.dtype.kind != "f":
+                raise InvalidValue(f"Column {feed.columns[at]!r} cannot be left out of this request")
+            out[:, at] = np.nan if feed.missing is None else feed.missing
+        else:
+            out[:, at] = column if feed.missing is None else fill_number(column, float(feed.missing))
+    return out
+
+
+def _undeclared(feeds: Sequence[Feed]) -> tuple[Column, ...]:
+    names = dict.fromkeys(name for feed in feeds for name in feed.columns)
+    return tuple(Column(name, "double") for name in names)
+
+
+class TensorFeeds:
+    """Feeds made from tensors by name.
+
+    Args:
+        feeds: the graph's inputs; each names the tensor it takes.
+        signature: the model's signature; without tensors in it, the feeds' own types and shapes are asked for.
+        max_rows: a longer first dimension is refused.
+    """
+
+    def __init__(self, feeds: Sequence[Feed], signature: Signature | None, max_rows: int) -> None:
+        self.feeds = tuple(feeds)
+        declared = signature.tensors if signature else ()
+        self.tensors = declared or tuple(Tensor(f.tensor or "", f.dtype, f.shape) for f in feeds)
+        self.max_rows = max_rows
+        known = {tensor.name for tensor in self.tensors}
+        for feed in self.feeds:
+            if (feed.tensor or "") not in known:
+                raise ConfigError(
+                    f"The graph input {feed.name!r} needs tensor {feed.tensor!r}",
+                    why="the signature does not have it",
+                    hint="Deploy the model version again to build its bundle anew",
+                )
+
+    @property
+    def single(self) -> Tensor | None:
+        """The tensor, when the model takes one only."""
+        return self.tensors[0] if len(self.tensors) == 1 else None
+
+    def from_value(self, value: Any) -> tuple[Feeds, int]:
+        """Feeds from nested lists: of the one tensor, or a mapping of tensor name to its lists.
+
+        Raises:
+            InvalidValue: a tensor is missing, or has another shape or type.
+        """
+        single = self.single
+        if single is not None and not isinstance(value, dict):
+            return self.from_arrays({single.name: tensor_array(value, single)})
+        if not isinstance(value, dict):
+            raise InvalidValue("The model takes several tensors: send an object with one entry for each")
+        self._require(value)
+        return self.from_arrays({t.name: tensor_array(value[t.name], t) for t in self.tensors})
+
+    def from_records(self, records: Sequence[Mapping[str, Any]]) -> tuple[Feeds, int]:
+        """Feeds from one mapping of tensor name to value per row."""
+        columns: dict[str, list[Any]] = {tensor.name: [] for tensor in self.tensors}
+        for record in records:
+            self._require(record)
+            for name, values in columns.items():
+                values.append(record[name])
+        return self.from_value(columns)
+
+    def from_rows(self, columns: list[Any] | None, rows: Sequence[Sequence[Any]]) -> tuple[Feeds, int]:
+        """Feeds from a table: several number columns make the unnamed tensor, a column of lists makes its own."""
+        if not rows:
+            raise InvalidValue("The request has no rows")
+        single = self.single
+        if single is not None and not single.name:
+            value = [row[0] for row in rows] if len(rows[0]) == 1 and isinstance(rows[0][0], list) else rows
+            if len(single.shape) != 2:
+                value = [row[0] if len(row) == 1 else row for row in rows]
+            return self.from_arrays({"": _reshaped(value, single, len(rows))})
+        names = columns if columns is not None else list(range(len(rows[0])))
+        positions = {name: at for at, name in enumerate(names)}
+        self._require(positions)
+        arrays = {}
+        for tensor in self.tensors:
+            at = positions[tensor.name]
+            arrays[tensor.name] = _reshaped([row[at] for row in rows], tensor, len(rows))
+        return self.from_arrays(arrays)
+
+    def from_arrays(self, arrays: Mapping[str, Array]) -> tuple[Feeds, int]:
+        """Feeds from arrays that already have the tensors' types."""
+        for tensor in self.tensors:
+            check_shape(arrays[tensor.name], tensor)
+        feeds = {}
+        count = 1
+        for feed in self.feeds:
+            array = arrays[feed.tensor or ""]
+            if array.ndim:
+                count = array.shape[0]
+            feeds[feed.name] = array.astype(object if feed.dtype == "str" else feed.dtype, copy=False)
+        if count == 0:
+            raise InvalidValue("The request has no rows")
+        if count > self.max_rows:
+            raise TooLarge(f"The request has {count} rows, more than the {self.max_rows} that are allowed")
+        return feeds, count
+
+    def _require(self, present: Iterable[Any]) -> None:
+        missing = [tensor.name for tensor in self.tensors if tensor.name not in present]
+        if missing:
+            raise InvalidValue(f"Model is missing inputs {missing}", hint="Send all tensors of the signature")
+
+
+def _reshaped(values: Any, tensor: Tensor, count: int) -> Array:
+    """Table values in the tensor's shape: flat lists are folded, as MLflow does with DataFrame columns."""
+    dtype = object if tensor.dtype in ("str", "object") else tensor.dtype
+    try:
+        array = np.array(values, dtype)
+        if array.shape[1:] != tensor.shape[1:]:
+            array = array.reshape((count, *tensor.shape[1:]))
+    except (ValueError, TypeError, OverflowError) as error:
+        raise InvalidValue(
+            f"A row does not make a tensor of type {tensor.dtype} and shape {list(tensor.shape)}"
+        ) from error
+    return array
+
+
+def make_feeds(feeds: Sequence[Feed], signature: Signature | None, max_rows: int) -> FrameFeeds | TensorFeeds:
+    """The plan that fits the feeds of a servable.
+
+    Raises:
+        ConfigError: the feeds do not fit the signature.
+    """
+    if not feeds:
+        raise ConfigError("The bundle does not say how the graph's inputs are made")
+    if all(feed.columns for feed in feeds):
+        return FrameFeeds(feeds, signature.columns if signature else (), max_rows)
+    if any(feed.columns for feed in feeds):
+        raise ConfigError("The bundle mixes graph inputs made from columns with some made from tensors")
+    return TensorFeeds(feeds, signature, max_rows)

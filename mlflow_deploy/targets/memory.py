@@ -1,0 +1,107 @@
+"""Target `memory`: revisions that exist in this process only, for tests of what is written over targets."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator, Mapping
+
+from mlflow_deploy.bundle import Bundle
+from mlflow_deploy.errors import DeploymentBusy, PortInUse, StartFailed, Unsupported
+from mlflow_deploy.targets.base import (
+    Capability,
+    DeploymentRecord,
+    RevisionRecord,
+    RevisionStatus,
+    Target,
+)
+
+_FIRST_PORT = 8500
+
+
+class MemoryTarget(Target):
+    """Keeps the rules of the Target interface without processes; no request is ever answered.
+
+    Attributes:
+        broken: digests of bundles whose revisions never become ready.
+    """
+
+    name = "memory"
+    capabilities: frozenset[Capability] = frozenset()
+
+    def __init__(self) -> None:
+        self.broken: set[str] = set()
+        self._records: dict[str, DeploymentRecord] = {}
+        self._ports: dict[str, int] = {}
+        self._running: dict[tuple[str, int], float] = {}
+        self._logs: dict[tuple[str, int], list[str]] = {}
+        self._locks: dict[str, threading.Lock] = {}
+
+    @contextlib.contextmanager
+    def lock(self, name: str) -> Iterator[None]:
+        lock = self._locks.setdefault(name, threading.Lock())
+        if not lock.acquire(blocking=False):
+            raise DeploymentBusy(name, "this process")
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def names(self) -> list[str]:
+        return sorted(self._records.keys() | self._ports.keys())
+
+    def read_record(self, name: str) -> DeploymentRecord | None:
+        return self._records.get(name)
+
+    def write_record(self, record: DeploymentRecord) -> None:
+        self._records[record.name] = record
+
+    def remove(self, name: str) -> None:
+        self._records.pop(name, None)
+        self._ports.pop(name, None)
+        for key in [key for key in self._running if key[0] == name]:
+            del self._running[key]
+
+    def reserve_address(self, name: str, host: str, port: int | None) -> int:
+        taken = {other for owner, other in self._ports.items() if owner != name}
+        if port is None:
+            port = next(number for number in range(_FIRST_PORT, 65536) if number not in taken)
+        if port in taken:
+            raise PortInUse(host, port)
+        self._ports[name] = port
+        return port
+
+    def start(self, record: DeploymentRecord, revision: RevisionRecord, bundle: Bundle) -> RevisionStatus:
+        key = (record.name, revision.number)
+        log = self._logs.setdefault(key, [])
+        if bundle.digest in self.broken:
+            log.append("the bundle is broken")
+            raise StartFailed(record.name, revision.number, "its bundle is broken", log[-1])
+        self._running[key] = time.time()
+        log.append("ready")
+        return self.status(record, revision.number)
+
+    def stop(self, name: str, number: int) -> None:
+        if self._running.pop((name, number), None) is not None:
+            self._logs[name, number].append("stopped")
+
+    def status(self, record: DeploymentRecord, number: int) -> RevisionStatus:
+        since = self._running.get((record.name, number))
+        if since is None:
+            return RevisionStatus(number=number, state="stopped")
+        return RevisionStatus(number=number, state="ready", since=since)
+
+    def apply(self, record: DeploymentRecord, bundles: Mapping[int, Bundle]) -> None:
+        wanted = {number for number, weight in record.weights.items() if weight > 0}
+        if len(wanted) > 1:
+            raise Unsupported(self.name, "sharing traffic between revisions", "Give one revision 100 %")
+        for number in wanted:
+            if (record.name, number) not in self._running:
+                self.start(record, record.revision(number), bundles[number])
+        for name, number in list(self._running):
+            if name == record.name and number not in wanted:
+                self.stop(name, number)
+
+    def logs(self, name: str, number: int, *, follow: bool) -> Iterator[str]:
+        yield from self._logs.get((name, number), [])

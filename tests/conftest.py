@@ -1,0 +1,65 @@
+"""Fixtures for all tests: a private state folder, a tracking store, and the trained flight-delay model."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlflow_deploy.targets.local import LocalTarget
+from mlflow_deploy.targets.supervisor import Supervisor
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A private state folder; whatever runs in it is stopped at the end."""
+    folder = tmp_path / "home"
+    monkeypatch.setenv("MLFLOW_DEPLOY_HOME", str(folder))
+    yield folder
+    Supervisor(folder / "local").shut_down()
+
+
+@pytest.fixture
+def target(home: Path) -> LocalTarget:
+    """The local target in a private state folder."""
+    return LocalTarget(home)
+
+
+def load_project(name: str, *modules: str) -> dict[str, Any]:
+    """Modules of projects/NAME, which is a folder of scripts and not a package."""
+    folder = ROOT / "projects" / name
+    sys.path.insert(0, str(folder))
+    try:
+        return {module: importlib.import_module(module) for module in modules}
+    finally:
+        sys.path.remove(str(folder))
+
+
+@pytest.fixture(scope="session")
+def tracking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A tracking store and registry in SQLite, set for this process and all it starts."""
+    import mlflow
+
+    folder = tmp_path_factory.mktemp("mlflow")
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", uri)
+        patch.setenv("MLFLOW_REGISTRY_URI", uri)
+        mlflow.set_tracking_uri(uri)
+        mlflow.set_registry_uri(uri)
+        mlflow.create_experiment("tests", artifact_location=(folder / "artifacts").as_uri())
+        mlflow.set_experiment("tests")
+        yield uri
+
+
+@pytest.fixture(scope="session")
+def flight_model(tracking: str) -> Any:
+    """`flight-delay` version 1, trained on real flights and registered."""
+    train = load_project("flight_delay", "train")["train"]
+    return train.train(max_iter=20)
