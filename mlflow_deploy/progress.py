@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 
@@ -24,3 +25,26 @@ def live_progress() -> Iterator[Callable[[str], None]]:
 
     with Console(stderr=True).status("Starting") as status:
         yield lambda line: status.update(f"{line} ...")
+
+
+@contextlib.contextmanager
+def mlflow_is_quiet() -> Iterator[None]:
+    """Keep MLflow's own download bars and greetings out of our progress."""
+    logger = logging.getLogger("mlflow")
+    level = logger.level
+    quiet = {
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    }
+    before = {name: os.environ.get(name) for name in quiet}
+    os.environ.update(quiet)
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

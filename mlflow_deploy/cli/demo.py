@@ -72,30 +72,26 @@ class _Steps:
 
 
 def _show(console: Console, result: DemoResult, seconds: float, *, keep: bool) -> None:
-    from rich.table import Table
-
     deployment, sent = result.deployment, result.traffic
-    form = deployment["format"] + (f" ({deployment['parity']})" if deployment["parity"] else "")
-    facts = Table.grid(padding=(0, 2))
-    facts.add_row("Model", f"{deployment['model_name']} version {result.version}, served as {form}")
-    if deployment["fallback"]:
-        facts.add_row("", f"[yellow]not faster because {deployment['fallback']}[/yellow]")
-    facts.add_row(
-        "Validation",
-        f"ROC AUC {result.metrics['roc_auc']:.3f}, accuracy {result.metrics['accuracy']:.3f} (end of February)",
-    )
-    facts.add_row(
-        "Latency",
-        f"p50 {sent.p50_ms:.2f} ms   p95 {sent.p95_ms:.2f} ms   p99 {sent.p99_ms:.2f} ms   "
-        f"({sent.single_requests:,} requests, one flight each)",
-    )
-    facts.add_row(
-        "Accuracy",
-        f"{sent.accuracy:.3f} on {sent.rows:,} flights of March (always 'on time': {sent.majority:.3f}); "
-        f"recall {sent.recall:.3f}, precision {sent.precision:.3f}",
-    )
+    facts = [
+        ("Model", f"{deployment['model_name']} version {result.version}, served as {deployment['format']}"),
+        ("Parity", deployment["parity"]),
+        ("Fallback", deployment["fallback"]),
+        ("Validation", f"ROC AUC {result.metrics['roc_auc']:.3f} on the last two weeks of February"),
+        (
+            "Latency",
+            f"p50 {sent.p50_ms:.2f} ms, p95 {sent.p95_ms:.2f} ms, p99 {sent.p99_ms:.2f} ms "
+            f"({sent.single_requests:,} requests)",
+        ),
+        (
+            "Accuracy",
+            f"{sent.accuracy:.3f} on {sent.rows:,} flights of March (always 'on time': {sent.majority:.3f})",
+        ),
+    ]
     console.print()
-    console.print(facts)
+    for name, fact in facts:
+        if fact:
+            console.print(f"{name:<11} {fact}", soft_wrap=True, highlight=False)
     console.print()
     console.print(_drift_table(result))
     console.print()
@@ -111,20 +107,22 @@ def _show(console: Console, result: DemoResult, seconds: float, *, keep: bool) -
 def _drift_table(result: DemoResult) -> object:
     from rich.table import Table
 
+    columns = sorted(result.drift.columns.items(), key=lambda item: -(item[1].statistic or 0.0))
+    drifted = sum(column.drifted for _, column in columns)
     table = Table(
-        title="Drift: July against the end of February",
+        title=f"Drift of July against February: {drifted} of {len(columns)} columns",
         title_justify="left",
+        title_style="bold",
         box=None,
         pad_edge=False,
     )
-    table.add_column("COLUMN")
-    table.add_column("JS DISTANCE", justify="right")
+    table.add_column("COLUMN", no_wrap=True)
+    table.add_column("JS", justify="right")
     table.add_column("P-VALUE", justify="right")
-    table.add_column("VERDICT")
-    columns = sorted(result.drift.columns.items(), key=lambda item: -(item[1].statistic or 0.0))
+    table.add_column("VERDICT", no_wrap=True, overflow="ellipsis")
     for name, column in columns:
-        verdict = "[red]drift[/red]" if column.drifted else "[green]same[/green]"
         statistic = "" if column.statistic is None else f"{column.statistic:.3f}"
-        p_value = "" if column.p_value is None else f"{column.p_value:.2g}"
-        table.add_row(name, statistic, p_value, f"{verdict}  {column.reason}")
+        p_value = "" if column.p_value is None else f"{column.p_value:.1g}"
+        verdict = f"[red]{column.reason}[/red]" if column.drifted else f"[green]{column.reason}[/green]"
+        table.add_row(name, statistic, p_value, verdict)
     return table

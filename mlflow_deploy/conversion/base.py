@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import enum
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from mlflow_deploy.bundle import Servable
+from mlflow_deploy.conversion.feeds import Array
 from mlflow_deploy.conversion.native import NativeModel
 from mlflow_deploy.errors import MissingExtra
 
@@ -38,10 +39,13 @@ class Candidate:
         label: what distinguishes it, for reports: "float32".
         build: writes the servable's files into the given empty folder and describes them. It may raise
             anything; the error's text becomes the reason why the candidate was rejected.
+        probe: for a classifier that answers with labels, the same with the probabilities behind them. It is
+            compared and thrown away: a label shows a wrong weight only when it flips.
     """
 
     label: str
     build: Callable[[Path], Servable]
+    probe: Callable[[Path], Servable] | None = None
 
 
 class Converter(Protocol):
@@ -53,8 +57,12 @@ class Converter(Protocol):
         """Why this model cannot be converted, or the empty string."""
         ...
 
-    def candidates(self, native: NativeModel) -> Iterator[Candidate]:
-        """Candidates, the one to be preferred first."""
+    def hints(self, native: NativeModel) -> Mapping[str | int, tuple[Any, ...]]:
+        """Values per column at which the model is known to change, for edge rows."""
+        ...
+
+    def candidates(self, native: NativeModel, answer: Array) -> Iterator[Candidate]:
+        """Candidates, the one to be preferred first; `answer` is a native answer, whose dtype is kept."""
         ...
 
 

@@ -49,9 +49,15 @@ class Conversion:
 
 @dataclass(frozen=True)
 class _Evidence:
-    """Native answers to compare with, and what to say about how they came to be."""
+    """Native answers to compare with, and what to say about how they came to be.
+
+    Attributes:
+        references: answers of the method that is served.
+        behind: for a classifier that answers with labels, the probabilities behind them.
+    """
 
     references: Sequence[Reference]
+    behind: Sequence[Reference]
     notes: tuple[str, ...]
 
 
@@ -163,24 +169,25 @@ def _try(
     native = replace(native, hints=converter.hints(native))
     progress("asking the native model for reference answers")
     evidence = _evidence(native, validation)
-    if not sum(len(item.dataset.rows) for item in evidence.references if item.dataset.gating):
+    answer = next((item.answers for item in evidence.references if len(item.answers)), None)
+    if answer is None:
         why = "; ".join(("the native model answers none of the rows to compare on", *evidence.notes))
         return _Rejection(why, UnsupportedConversion("The model", entry.form, why))
     reasons: list[str] = []
-    failed_parity = False
-    for candidate in converter.candidates(native):
+    differs = False
+    for candidate in converter.candidates(native, answer):
         progress(f"converting to {entry.form} ({candidate.label})")
         outcome = _check(entry, candidate, native, work, evidence, tolerance)
         if isinstance(outcome, Conversion):
             assert outcome.parity is not None
             progress(outcome.parity.summary)
             return outcome
-        progress(outcome)
-        reasons.append(outcome)
-        failed_parity = failed_parity or " differs: " in outcome
+        progress(outcome.why)
+        reasons.append(outcome.why)
+        differs = differs or isinstance(outcome.error, ParityFailed)
     why = "; ".join(dict.fromkeys(reasons)) or "the converter has no candidate for it"
-    error = ParityFailed(entry.form, why) if failed_parity else UnsupportedConversion("The model", entry.form, why)
-    return _Rejection(why, error)
+    kind = ParityFailed(entry.form, why) if differs else UnsupportedConversion("The model", entry.form, why)
+    return _Rejection(why, kind)
 
 
 def _check(
@@ -190,31 +197,51 @@ def _check(
     work: Path,
     evidence: _Evidence,
     tolerance: Tolerance | None,
-) -> Conversion | str:
-    """Build one candidate and compare it; a text is the reason why it was not taken."""
+) -> Conversion | _Rejection:
+    """Build one candidate and compare it with the native model."""
+    content = Path(tempfile.mkdtemp(dir=work, prefix=f"{SERVABLE}-"))
+    aside = Path(tempfile.mkdtemp(dir=work, prefix="probe-"))
+    try:
+        servable = candidate.build(content)
+        report = _compare(entry, candidate, content, servable, native, evidence.references, tolerance)
+        if candidate.probe is not None and evidence.behind:
+            behind = native.probabilities()
+            assert behind is not None
+            probe = candidate.probe(aside)
+            second = _compare(entry, candidate, aside, probe, behind, evidence.behind, tolerance)
+            report = report.joined(second, "probabilities behind the labels")
+    except Exception as error:  # noqa: BLE001 - third-party converters raise anything; the text becomes the stated reason
+        shutil.rmtree(content)
+        why = f"{entry.form} ({candidate.label}) cannot be made: {_line(error)}"
+        return _Rejection(why, UnsupportedConversion("The model", entry.form, why), error)
+    finally:
+        shutil.rmtree(aside)
+    if not report.passed:
+        shutil.rmtree(content)
+        return _Rejection(report.summary, ParityFailed(entry.form, report.summary))
+    return Conversion(content=content, servable=servable, parity=replace(report, notes=evidence.notes))
+
+
+def _compare(
+    entry: ConverterEntry,
+    candidate: Candidate,
+    content: Path,
+    servable: Servable,
+    native: NativeModel,
+    references: Sequence[Reference],
+    tolerance: Tolerance | None,
+) -> ParityReport:
     from mlflow_deploy.conversion.parity import FP32, compare
     from mlflow_deploy.conversion.runners import open_runner
 
-    content = Path(tempfile.mkdtemp(dir=work, prefix=f"{SERVABLE}-"))
-    try:
-        servable = candidate.build(content)
-        runner = open_runner(servable, content)
-    except Exception as error:  # noqa: BLE001 - third-party converters raise anything; the text becomes the stated reason
-        shutil.rmtree(content)
-        return f"{entry.form} ({candidate.label}) cannot be made: {_line(error)}"
-    report = compare(
-        runner,
-        evidence.references,
+    return compare(
+        open_runner(servable, content),
+        references,
         format=entry.form,
         variant=candidate.label,
         tolerance=tolerance or FP32,
         probabilities=native.predict_fn == "predict_proba",
-        notes=evidence.notes,
     )
-    if not report.passed:
-        shutil.rmtree(content)
-        return report.summary
-    return Conversion(content=content, servable=servable, parity=report)
 
 
 def _evidence(native: NativeModel, validation: Validation | None) -> _Evidence:
@@ -236,7 +263,8 @@ def _evidence(native: NativeModel, validation: Validation | None) -> _Evidence:
         else:
             try:
                 rows = native.conform(validation.frame)
-                datasets.append(Dataset(f"validation ({validation.source})", rows))
+                truth = None if validation.label is None else validation.frame[validation.label].to_numpy()
+                datasets.append(Dataset("validation rows", rows, truth=truth))
             except (ValueError, TypeError, KeyError) as error:
                 notes.append(f"validation rows could not be used: {_line(error)}")
     references = [refer(native, dataset) for dataset in datasets]
@@ -247,7 +275,10 @@ def _evidence(native: NativeModel, validation: Validation | None) -> _Evidence:
         notes.append("the model has no usable input example, so rows were invented from its signature")
         references = [refer(native, dataset) for dataset in datasets]
     references += [refer(native, dataset) for dataset in edge_datasets(native, base)]
-    return _Evidence(references, tuple(notes))
+    probabilities = native.probabilities()
+    behind = [refer(probabilities, item.dataset) for item in references] if probabilities else []
+    answered = any(len(item.answers) for item in behind)
+    return _Evidence(references, behind if answered else [], tuple(notes))
 
 
 def _pyfunc(model_dir: Path, meta: Model, fallback: str = "") -> Conversion:

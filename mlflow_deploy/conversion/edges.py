@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,7 +59,7 @@ def edge_datasets(native: NativeModel, base: pd.DataFrame) -> Iterator[Dataset]:
         yield Dataset("extreme numbers", extremes, gating=False)
     if native.hints:
         known = [column for column in columns if column.name in native.hints]
-        yield Dataset("values known to the model", _vary(base, known, rng, lambda c: native.hints[c.name]))
+        yield Dataset("values known to the model", _vary(base, known, rng, lambda column: _known(native, column)))
     yield Dataset("large batch", _mix(base, columns, rng))
 
 
@@ -70,7 +70,7 @@ def invent(native: NativeModel) -> pd.DataFrame:
     rng = np.random.default_rng(SEED)
     data: dict[Any, Any] = {}
     for column in columns_of(native):
-        known = native.hints.get(column.name, ())
+        known = _known(native, column)
         if known:
             data[column.name] = [known[i] for i in rng.integers(0, len(known), 256)]
         elif column.type == "string":
@@ -78,6 +78,14 @@ def invent(native: NativeModel) -> pd.DataFrame:
         else:
             data[column.name] = rng.normal(size=256) * rng.choice([0.1, 1.0, 10.0, 100.0], 256)
     return native.conform(pd.DataFrame(data))
+
+
+def _known(native: NativeModel, column: Column) -> tuple[Any, ...]:
+    """Values that the model knows for a column, in the column's type."""
+    values = native.hints.get(column.name, ())
+    if column.type not in NUMERIC:
+        return values
+    return _typed([value for value in values if isinstance(value, (int, float))], column)
 
 
 def _sample(base: pd.DataFrame, rng: np.random.Generator, count: int) -> pd.DataFrame:
@@ -131,15 +139,21 @@ def _outliers(base: pd.DataFrame, column: Column) -> tuple[Any, ...]:
     return _fit(near + around, column)
 
 
-def _fit(values: tuple[float, ...], column: Column) -> tuple[Any, ...]:
+def _fit(values: Sequence[float], column: Column) -> tuple[Any, ...]:
+    """Numbers in the column's own type, and for whole numbers the borders of the float types."""
+    return _typed([*values, *(INTEGERS if column.type in ("integer", "long") else ())], column)
+
+
+def _typed(values: Sequence[float], column: Column) -> tuple[Any, ...]:
     """Numbers in the column's own type; those that it cannot hold are left out."""
     if column.type == "double":
-        return values
+        return tuple(float(value) for value in values)
     if column.type == "float":
-        return tuple(float(np.float32(v)) for v in values if abs(v) < float(np.finfo(np.float32).max))
-    limit = 2**31 if column.type == "integer" else 2**53
-    whole = tuple(int(v) for v in values if abs(v) < limit)
-    return tuple(dict.fromkeys(whole + tuple(v for v in INTEGERS if -limit <= v < limit)))
+        limit = float(np.finfo(np.float32).max)
+        return tuple(float(np.float32(value)) for value in values if abs(value) < limit)
+    bound = 2**31 if column.type == "integer" else 2**53
+    whole = (int(np.floor(value)) for value in values if abs(value) < bound)
+    return tuple(dict.fromkeys(whole))
 
 
 def _mix(base: pd.DataFrame, columns: list[Column], rng: np.random.Generator) -> pd.DataFrame:

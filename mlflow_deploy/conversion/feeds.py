@@ -25,7 +25,9 @@ def build_feeds(feeds: Sequence[Feed], rows: pd.DataFrame) -> dict[str, Array]:
     Returns:
         Arrays by input name: [rows, columns] for columns, the feed's shape for a tensor.
     """
-    return {feed.name: _feed(feed, rows) for feed in feeds}
+    # A number too large for 32 bits becomes infinite, as it does in the server.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return {feed.name: _feed(feed, rows) for feed in feeds}
 
 
 def _feed(feed: Feed, rows: pd.DataFrame) -> Array:

@@ -3,16 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
+    from onnx import ModelProto, NodeProto
 
 OPSETS = {"": 21, "ai.onnx.ml": 3}
 """Operator sets that converters aim at: every supported ONNX Runtime loads them."""
 
 IR_VERSION = 10
 """File format version; onnx writes newer ones by default than ONNX Runtime reads."""
+
+
+MISSING_TEXT = "\ue000missing"
+"""What a missing text is fed as. It holds a character of the private use area, so that no category equals it."""
+
+
+class GraphWriter:
+    """Adds nodes and constants with fresh names to a graph that skl2onnx builds."""
+
+    def __init__(self, scope: Any, container: Any) -> None:
+        self._scope, self._container = scope, container
+
+    def add(self, kind: str, inputs: Sequence[str], output: str = "", **attributes: Any) -> str:
+        """Add a node and return the name of its output; without `output` a fresh one is made."""
+        output = output or self._scope.get_unique_variable_name(kind.lower())
+        self._container.add_node(kind, list(inputs), [output], **attributes)
+        return output
+
+    def constant(self, values: np.ndarray[Any, Any]) -> str:
+        """Add a constant of 32-bit or 64-bit floats, 64-bit integers or texts and return its name."""
+        from onnx import TensorProto
+
+        kinds = {"f4": TensorProto.FLOAT, "f8": TensorProto.DOUBLE, "i8": TensorProto.INT64}
+        kind = kinds.get(values.dtype.str[1:], TensorProto.STRING)
+        flat = values.ravel().tolist()
+        items = [str(value).encode() for value in flat] if kind == TensorProto.STRING else flat
+        name: str = self._scope.get_unique_variable_name("constant")
+        self._container.add_initializer(name, kind, list(values.shape), items)
+        return name
 
 
 def finish(model: ModelProto, outputs: Sequence[str]) -> bytes:
@@ -52,6 +83,7 @@ def _keep(model: ModelProto, outputs: Sequence[str]) -> None:
     for node in reversed(graph.node):
         if needed.intersection(node.output):
             needed.update(node.input)
+            needed.update(_captured(node))
             nodes.append(node)
     nodes.reverse()
     initializers = [item for item in graph.initializer if item.name in needed]
@@ -59,6 +91,17 @@ def _keep(model: ModelProto, outputs: Sequence[str]) -> None:
     graph.node.extend(nodes)
     del graph.initializer[:]
     graph.initializer.extend(initializers)
+
+
+def _captured(node: NodeProto) -> set[str]:
+    """Names that the subgraphs of a node may take from the graph around them."""
+    names: set[str] = set()
+    for attribute in node.attribute:
+        for inner in attribute.g.node:
+            names.update(inner.input)
+            names.update(_captured(inner))
+        names.update(value.name for value in attribute.g.output)
+    return names
 
 
 def _sort_opsets(model: ModelProto) -> None:
@@ -79,6 +122,7 @@ def _rename(model: ModelProto) -> None:
     """
     graph = model.graph
     fixed = {value.name for value in [*graph.input, *graph.output]}
+    fixed.update(name for node in graph.node for name in _captured(node))
     names: dict[str, str] = {"": ""}
     for index, node in enumerate(graph.node):
         node.name = f"n{index}"

@@ -7,7 +7,7 @@ import json
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +56,8 @@ class NativeModel:
         pyfunc: the model, loaded as MLflow serves it.
         columns: columns of the signature; empty for a tensor model or without signature.
         tensor: the tensor of the signature, None for a column model or without signature.
+        method: a method of the framework's object that answers instead of the one that MLflow serves.
+        hints: values per column at which the model is known to change.
     """
 
     folder: Path
@@ -63,6 +65,7 @@ class NativeModel:
     pyfunc: PyFuncModel
     columns: tuple[Column, ...] = ()
     tensor: Tensor | None = None
+    method: str = ""
     hints: Mapping[str | int, tuple[Any, ...]] = field(default_factory=dict)
 
     @property
@@ -73,11 +76,17 @@ class NativeModel:
     @property
     def predict_fn(self) -> str:
         """The method that answers: predict, predict_proba, ..."""
-        return str(self.meta.flavors["python_function"].get("predict_fn", "predict"))
+        return self.method or str(self.meta.flavors["python_function"].get("predict_fn", "predict"))
 
     def raw(self) -> Any:
         """The framework's own object inside."""
         return self.pyfunc.get_raw_model()
+
+    def probabilities(self) -> NativeModel | None:
+        """The same model answering with probabilities, or None when it does so already or cannot."""
+        if self.predict_fn != "predict" or not hasattr(self.raw(), "predict_proba"):
+            return None
+        return replace(self, method="predict_proba")
 
     def predict(self, rows: pd.DataFrame) -> np.ndarray[Any, Any]:
         """The model's answer for rows, with MLflow's checks of the signature.
@@ -86,7 +95,8 @@ class NativeModel:
             Exception: whatever the model raises for rows that it refuses.
         """
         with quiet():
-            answer = self.pyfunc.predict(self.as_input(rows))
+            given = self.as_input(rows)
+            answer = getattr(self.raw(), self.method)(given) if self.method else self.pyfunc.predict(given)
         if not isinstance(answer, np.ndarray):
             raise TypeError(f"the model answers with a {type(answer).__name__}, not with an array")
         return answer
@@ -159,9 +169,10 @@ def quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         for message in (
             ".*[Pp]ickle.*",
+            ".*Any type hint is inferred as AnyType.*",
             ".*Hint: Inferred schema contains integer column.*",
-            ".*X has feature names, but .* was fitted without feature names.*",
-            ".*X does not have valid feature names, but .* was fitted with feature names.*",
+            ".*X has feature names, but .* fitted without feature names.*",
+            ".*X does not have valid feature names, but .* fitted with feature names.*",
             ".*Found unknown categories in columns.*",
             ".*invalid value encountered.*",
             ".*overflow encountered.*",
@@ -199,10 +210,10 @@ def load_native(folder: Path, meta: Model) -> NativeModel:
         ModelCorrupt: a file is missing or damaged.
         ImportError: a library that the model needs is not installed.
     """
-    import mlflow.pyfunc
-
     try:
         with quiet():
+            import mlflow.pyfunc
+
             pyfunc = mlflow.pyfunc.load_model(str(folder), suppress_warnings=True)
     except ImportError:
         raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,12 +51,14 @@ class Dataset:
         rows: rows that fit the signature.
         gating: a difference rejects the servable; otherwise it is only reported.
         single: send the rows one by one, not as a batch.
+        truth: the true answer of each row, for the change of the metric.
     """
 
     name: str
     rows: pd.DataFrame
     gating: bool = True
     single: bool = False
+    truth: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,9 @@ class DatasetParity:
         gating: a difference here rejects the servable.
         passed: no row is beyond.
         error: what the servable raised on rows that the native model answers.
+        metric: name of the metric against the true answers: accuracy, or rmse for numbers; empty without truth.
+        native_metric: its value for the native answers.
+        served_metric: its value for the servable's answers.
     """
 
     name: str
@@ -102,6 +107,9 @@ class DatasetParity:
     gating: bool
     passed: bool
     error: str = ""
+    metric: str = ""
+    native_metric: float | None = None
+    served_metric: float | None = None
 
 
 @dataclass(frozen=True)
@@ -146,13 +154,24 @@ class ParityReport:
     @property
     def summary(self) -> str:
         """The report on one line."""
-        rows = sum(item.rows for item in self.datasets)
+        rows = sum(item.rows for item in self.datasets if "(" not in item.name)
         if self.passed:
             worst = max((item.max_abs_diff or 0.0 for item in self.datasets if item.gating), default=0.0)
             labels = [i.label_agreement for i in self.datasets if i.gating and i.label_agreement is not None]
             agreement = f", label agreement {min(labels):.2%}" if labels else ""
             return f"{self.format} ({self.variant}) equal on {rows} rows: max difference {worst:.1e}{agreement}"
         return f"{self.format} ({self.variant}) differs: " + "; ".join(map(_failure, self.failures))
+
+    def joined(self, other: ParityReport, what: str) -> ParityReport:
+        """This report with the data sets of another one, whose names get the addition `what`."""
+        datasets = [replace(item, name=f"{item.name} ({what})", metric="") for item in other.datasets]
+        worst = [replace(item, dataset=f"{item.dataset} ({what})") for item in other.worst]
+        return replace(
+            self,
+            passed=self.passed and other.passed,
+            datasets=(*self.datasets, *datasets),
+            worst=(*self.worst, *worst)[:WORST],
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON: numbers that JSON cannot hold become text."""
@@ -186,9 +205,8 @@ def refer(native: NativeModel, dataset: Dataset) -> Reference:
     """Ask the native model for a data set, leaving out the rows that it refuses."""
     rows = dataset.rows
     keep, answers = _answer(native, rows, list(range(len(rows))), dataset.single)
-    kept = Dataset(
-        dataset.name, rows.iloc[keep].reset_index(drop=True), gating=dataset.gating, single=dataset.single
-    )
+    truth = None if dataset.truth is None else dataset.truth[keep]
+    kept = replace(dataset, rows=rows.iloc[keep].reset_index(drop=True), truth=truth)
     merged = np.concatenate(answers) if answers else np.empty(0)
     return Reference(dataset=kept, answers=merged, refused=len(rows) - len(keep))
 
@@ -294,6 +312,7 @@ def _compare(
         label_agreement=None if agreement is None else float(agreement.mean()),
         gating=dataset.gating,
         passed=not wrong.any(),
+        **_metric(dataset.truth, native, served),
     )
     return result, _worst(dataset, native, served, distance, wrong)
 
@@ -339,6 +358,19 @@ def _by_row(cells: Array) -> Array:
     return flags
 
 
+def _metric(truth: Array | None, native: Array, served: Array) -> dict[str, Any]:
+    """The metric of both answers against the truth; empty when there is none or the answers are no match for it."""
+    if truth is None or native.ndim != 1:
+        return {}
+    if native.dtype.kind not in "fc" or len(np.unique(truth)) <= 2:
+        found = [float((answer == truth).mean()) for answer in (native, served)]
+        return {"metric": "accuracy", "native_metric": found[0], "served_metric": found[1]}
+    with np.errstate(over="ignore"):
+        errors = [answer.astype(np.float64) - truth.astype(np.float64) for answer in (native, served)]
+        found = [float(np.sqrt(np.mean(error**2))) for error in errors]
+    return {"metric": "rmse", "native_metric": found[0], "served_metric": found[1]}
+
+
 def _worst(
     dataset: Dataset, native: Array, served: Array, distance: Array | None, wrong: Array
 ) -> list[WorstRow]:
@@ -381,7 +413,7 @@ def _plain(value: Any) -> Any:
 def _numbers(document: Mapping[str, Any]) -> dict[str, Any]:
     """Undo `_plain` for the fields that are numbers."""
     fields = dict(document)
-    for key in ("max_abs_diff", "mean_abs_diff", "abs_diff"):
+    for key in ("max_abs_diff", "mean_abs_diff", "abs_diff", "native_metric", "served_metric"):
         if isinstance(fields.get(key), str):
             fields[key] = float(fields[key])
     return fields

@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from msgspec import structs
+from onnx import ModelProto
 from skl2onnx import convert_sklearn
 from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, Int64TensorType, StringTensorType
 
 from mlflow_deploy.bundle import SERVABLE, Feed, Output, Servable
 from mlflow_deploy.conversion import sklearn_walk as walk
 from mlflow_deploy.conversion.base import Candidate, Capability
-from mlflow_deploy.conversion.graph import OPSETS, finish
-from mlflow_deploy.conversion.native import NUMERIC, Column, NativeModel
+from mlflow_deploy.conversion.feeds import Array
+from mlflow_deploy.conversion.graph import MISSING_TEXT, OPSETS, finish
+from mlflow_deploy.conversion.native import NUMERIC, Column, NativeModel, quiet
 from mlflow_deploy.conversion.sklearn_operators import CONVERTERS, SHAPES
 
 CAPABILITIES = frozenset({Capability.TEXT, Capability.MISSING, Capability.DOUBLE, Capability.TENSOR})
 
 FILE = "model.onnx"
 
-# Which output of the graph carries the answer of which method; the last output for those not named.
-_FIRST = ("predict",)
 _METHODS = ("predict", "predict_proba", "decision_function", "transform", "score_samples")
 
 _TENSORS = {
@@ -70,10 +71,58 @@ def hints(native: NativeModel) -> Mapping[str | int, tuple[Any, ...]]:
     return walk.known_values(native.raw(), [column.name for column in native.columns] or None)
 
 
-def candidates(native: NativeModel) -> Iterator[Candidate]:
-    """Candidates, the one to be preferred first."""
+def candidates(native: NativeModel, answer: Array) -> Iterator[Candidate]:
+    """Candidates, the one to be preferred first; `answer` is a native answer, whose shape and dtype is kept."""
     for variant in _variants(native):
-        yield Candidate(label=variant.label, build=partial(_build, native, variant))
+        graph = _Graph(native, variant)
+        output = Output(name="", dtype=_dtype(answer), squeeze=answer.ndim == 1)
+        probe = None
+        if native.probabilities() is not None:
+            probe = partial(graph.build, "predict_proba", Output(name="", dtype="float64"))
+        yield Candidate(
+            label=variant.label, build=partial(graph.build, native.predict_fn, output), probe=probe
+        )
+
+
+class _Graph:
+    """The graph of one variant: converted once, written with the output that is wanted."""
+
+    def __init__(self, native: NativeModel, variant: _Variant) -> None:
+        self._native, self._variant = native, variant
+
+    @cached_property
+    def _proto(self) -> ModelProto:
+        model = self._native.raw()
+        types = [(feed.name, _TENSORS[feed.dtype](_graph_shape(feed))) for feed in self._feeds]
+        with quiet(), _quiet_converter():
+            return convert_sklearn(
+                model,
+                initial_types=types,
+                options=_options(model, self._native.predict_fn),
+                target_opset=OPSETS,
+                custom_conversion_functions=CONVERTERS,
+                custom_shape_calculators=SHAPES,
+            )
+
+    @property
+    def _feeds(self) -> list[Feed]:
+        return _feeds(self._native, self._variant)
+
+    def build(self, method: str, output: Output, folder: Path) -> Servable:
+        """Write the graph with the output of a method; `output` lacks only its name."""
+        proto = ModelProto()
+        proto.CopyFrom(self._proto)
+        names = [item.name for item in proto.graph.output]
+        name = names[0] if method == "predict" else names[-1]
+        used = {item.name for item in proto.graph.input}
+        (folder / FILE).write_bytes(finish(proto, [name]))
+        return Servable(
+            kind="onnx",
+            path=f"{SERVABLE}/{FILE}",
+            feeds=tuple(feed for feed in self._feeds if feed.name in used),
+            outputs=(structs.replace(output, name=name),),
+            requirements=("numpy", "onnxruntime>=1.23"),
+        )
 
 
 def _variants(native: NativeModel) -> Iterator[_Variant]:
@@ -89,28 +138,53 @@ def _variants(native: NativeModel) -> Iterator[_Variant]:
             yield _Variant(real=real, whole="int64", merged=False)
 
 
-def _build(native: NativeModel, variant: _Variant, folder: Path) -> Servable:
-    model = native.raw()
-    feeds = _feeds(native, variant, walk.missing_text(model))
-    types = [(feed.name, _TENSORS[feed.dtype](_graph_shape(feed))) for feed in feeds]
-    with _quiet():
-        proto = convert_sklearn(
-            model,
-            initial_types=types,
-            options=_options(model, native.predict_fn),
-            target_opset=OPSETS,
-            custom_conversion_functions=CONVERTERS,
-            custom_shape_calculators=SHAPES,
-        )
-    names = [output.name for output in proto.graph.output]
-    name = names[0] if native.predict_fn in _FIRST else names[-1]
-    used = {item.name for item in proto.graph.input}
-    (folder / FILE).write_bytes(finish(proto, [name]))
-    answer = _sample_answer(native)
-    return Servable(
-        kind="onnx",
-        path=f"{SERVABLE}/{FILE}",
-        feeds=tuple(feed for feed in feeds if feed.name in used),
-        outputs=(Output(name=name, dtype=_dtype(answer), squeeze=answer.ndim == 1),),
-        requirements=("numpy", "onnxruntime>=1.23"),
+def _dtype(answer: Array) -> str:
+    return "str" if answer.dtype.kind in "OUS" else answer.dtype.name
+
+
+def _feeds(native: NativeModel, variant: _Variant) -> list[Feed]:
+    if native.tensor is not None:
+        dtype = "str" if native.tensor.dtype == "str" else variant.real
+        shape = tuple(native.tensor.shape)
+        return [Feed(name="input", dtype=dtype, tensor="", shape=shape, missing=MISSING_TEXT if dtype == "str" else None)]
+    if variant.merged:
+        columns = tuple(column.name for column in native.columns)
+        return [Feed(name="input", dtype=variant.real, columns=columns)]
+    return [_column_feed(column, variant) for column in native.columns]
+
+
+def _column_feed(column: Column, variant: _Variant) -> Feed:
+    if column.type == "string":
+        return Feed(name=column.name, dtype="str", columns=(column.name,), missing=MISSING_TEXT)
+    whole = column.type in ("long", "integer")
+    return Feed(
+        name=column.name, dtype=variant.whole if whole else variant.real, columns=(column.name,)
     )
+
+
+def _graph_shape(feed: Feed) -> list[int | None]:
+    if feed.tensor is None:
+        return [None, len(feed.columns)]
+    return [None, *feed.shape[1:]]
+
+
+def _options(model: Any, method: str) -> dict[int, dict[str, Any]]:
+    """Options per estimator: probabilities as an array, texts split as scikit-learn splits them."""
+    options: dict[int, dict[str, Any]] = {}
+    if walk.is_classifier(model):
+        options[id(model)] = {"zipmap": False}
+        if method == "decision_function":
+            options[id(model)]["raw_scores"] = True
+    for vectorizer in walk.vectorizers(model):
+        # The locale that every Linux has; the pattern is what Python's \w means, in the words of RE2.
+        options[id(vectorizer)] = {"locale": "C.UTF-8", "tokenexp": r"[\p{L}\p{N}_]{2,}"}
+    return options
+
+
+@contextmanager
+def _quiet_converter() -> Iterator[None]:
+    """Silence what skl2onnx says about scikit-learn's own deprecations."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"(skl2onnx|sklearn)\.")
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"(skl2onnx|onnx|numpy)\.")
+        yield

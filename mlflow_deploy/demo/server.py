@@ -35,7 +35,17 @@ def start(folder: Path) -> str:
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
     command += ["--artifacts-destination", str(folder / "artifacts")]
-    supervisor.add(Program(name=_PROGRAM, command=tuple(command), log=folder / "mlflow.log", stop_seconds=10))
+    supervisor.add(
+        Program(
+            name=_PROGRAM,
+            command=tuple(command),
+            log=folder / "mlflow.log",
+            stop_seconds=10,
+            # Without it MLflow starts eight more processes for jobs that the demo never has.
+            environment={"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            stop_group=True,
+        )
+    )
     return f"http://127.0.0.1:{port}"
 
 

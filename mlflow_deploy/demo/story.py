@@ -7,8 +7,7 @@ import importlib
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mlflow_deploy.config import state_home
 from mlflow_deploy.demo import server, traffic
 from mlflow_deploy.errors import DataError, DeploymentNotFound, MissingExtra
+from mlflow_deploy.progress import mlflow_is_quiet
 
 if TYPE_CHECKING:
     from mlflow_deploy.monitoring import DriftReport, ReferenceProfile
@@ -81,8 +81,8 @@ def run(step: Callable[[str], Any], progress: Callable[[str], None]) -> DemoResu
     mlflow.set_registry_uri(tracking_uri)
     with step("Train on the flights of January and February 2013 and register the model"):
         server.wait_ready(folder)
-        mlflow.set_experiment(MODEL)
-        with _quiet():
+        with mlflow_is_quiet():
+            mlflow.set_experiment(MODEL)
             trained = project["train"].train(registered_model_name=MODEL)
     with step(f"Promote version {trained.model_version} to Staging, then to Production"):
         _promote(str(trained.model_version))
@@ -177,23 +177,3 @@ def _load_project() -> dict[str, ModuleType]:
         return {name: importlib.import_module(name) for name in ("data", "train")}
     finally:
         sys.path.remove(str(folder))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """MLflow's own progress bars and emoji lines go to the log of the demo's reader, who has a live view."""
-    import logging
-    import os
-
-    level = logging.getLogger("mlflow").level
-    logging.getLogger("mlflow").setLevel(logging.ERROR)
-    before = os.environ.get("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR")
-    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
-    try:
-        yield
-    finally:
-        logging.getLogger("mlflow").setLevel(level)
-        if before is None:
-            del os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"]
-        else:
-            os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = before

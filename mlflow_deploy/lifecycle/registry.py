@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,9 +92,9 @@ def fetch(model: ResolvedModel, folder: Path) -> tuple[Path, ModelSource]:
         import mlflow
 
         with _registry_errors(model.asked):
-            path = Path(
-                mlflow.artifacts.download_artifacts(artifact_uri=model.uri, dst_path=str(folder)),
-            )
+            path = Path(mlflow.artifacts.download_artifacts(artifact_uri=model.uri, dst_path=str(folder)))
+        # MLflow adds it to downloads by models:/ URIs; the model is the same without it.
+        (path / "registered_model_meta").unlink(missing_ok=True)
     return path, _describe(model, path)
 
 
@@ -180,8 +179,6 @@ def _registry_errors(asked: str) -> Iterator[None]:
     for server in {registry, mlflow.get_tracking_uri()}:
         _preflight(server)
     try:
-        # MLflow logs a progress bar and artifact chatter that means nothing to who deploys.
-        logging.getLogger("mlflow.store").setLevel(logging.ERROR)
         yield
     except DeployError:
         raise

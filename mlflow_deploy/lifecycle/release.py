@@ -18,9 +18,11 @@ from mlflow_deploy.bundle import Bundle, read_bundle, write_bundle
 from mlflow_deploy.config import DeploymentSpec, check_name, parse_spec, state_home
 from mlflow_deploy.errors import ConfigError, DeploymentBusy, DeploymentExists
 from mlflow_deploy.lifecycle.registry import ResolvedModel, fetch, resolve
+from mlflow_deploy.progress import mlflow_is_quiet
 from mlflow_deploy.targets.base import DeploymentRecord, RevisionRecord, Target
 
 if TYPE_CHECKING:
+    from mlflow_deploy.conversion import Tolerance
     from mlflow_deploy.conversion.validation import Validation
 
 Progress = Callable[[str], None]
@@ -193,10 +195,10 @@ def _make_revision(
 
 
 def _make_bundle(model: ResolvedModel, spec: DeploymentSpec, progress: Progress) -> tuple[Bundle, str]:
-    from mlflow_deploy.conversion import Tolerance, make_servable
+    from mlflow_deploy.conversion import make_servable
     from mlflow_deploy.conversion.validation import from_path, from_run
 
-    with tempfile.TemporaryDirectory(prefix="mlflow-deploy-") as work:
+    with mlflow_is_quiet(), tempfile.TemporaryDirectory(prefix="mlflow-deploy-") as work:
         download, converted = Path(work) / "model", Path(work) / "servable"
         download.mkdir()
         converted.mkdir()
@@ -213,7 +215,7 @@ def _make_bundle(model: ResolvedModel, spec: DeploymentSpec, progress: Progress)
             converted,
             format=spec.format,
             validation=validation,
-            tolerance=Tolerance.of(rtol=spec.parity.rtol, atol=spec.parity.atol),
+            tolerance=_tolerance(spec),
             progress=progress,
         )
         progress("Writing the bundle")
@@ -232,6 +234,15 @@ def _make_bundle(model: ResolvedModel, spec: DeploymentSpec, progress: Progress)
             rejected=conversion.rejected,
         )
     return bundle, conversion.parity.summary if conversion.parity else ""
+
+
+def _tolerance(spec: DeploymentSpec) -> Tolerance | None:
+    """The tolerances the user gave, None when the precision decides."""
+    from mlflow_deploy.conversion import Tolerance
+
+    given = {"rtol": spec.parity.rtol, "atol": spec.parity.atol}
+    known = {name: value for name, value in given.items() if value is not None}
+    return Tolerance(**known) if known else None
 
 
 def _profile(validation: Validation | None) -> Any:

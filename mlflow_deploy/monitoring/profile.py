@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -197,10 +198,10 @@ def bin_edges(ordered: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """
     if not ordered.size:
         return ordered
-    above = math.nextafter(float(ordered[-1]), math.inf)
+    above = min(math.nextafter(float(ordered[-1]), math.inf), sys.float_info.max)
     values = ordered[np.concatenate(([True], np.diff(ordered) > 0))]
     if values.size <= 2 * BINS:
-        return np.append(values, above)
+        return np.unique(np.append(values, above))
     quantiles = ordered[np.linspace(0, ordered.size - 1, BINS + 1).round().astype(int)]
     cuts, repeats = np.unique(quantiles, return_counts=True)
     heavy = cuts[repeats > 1]
@@ -208,9 +209,7 @@ def bin_edges(ordered: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.unique(np.concatenate((inner, np.nextafter(heavy, np.inf), [above])))
 
 
-def count_numbers(
-    values: npt.NDArray[np.float64], edges: npt.NDArray[np.float64]
-) -> npt.NDArray[np.int64]:
+def count_numbers(values: npt.NDArray[np.float64], edges: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
     """Values per bin, shape [edges + 1]: below the first edge, between edges, from the last one on. NaN is
     in no bin."""
     counts = np.bincount(np.searchsorted(edges, values, side="right"), minlength=edges.size + 1)

@@ -84,7 +84,9 @@ def values_table(name: str, values: Any, rows: int) -> Table:
     """
     shape = getattr(values, "shape", None)
     if shape is not None and len(shape) != 1:
-        raise DataError(f"{name}s must be one-dimensional, not of shape {shape}", hint="Give one value per row")
+        raise DataError(
+            f"{name}s must be one-dimensional, not of shape {shape}", hint="Give one value per row"
+        )
     try:
         array = pa.chunked_array([pa.array(values, from_pandas=True)])
     except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError) as error:
@@ -128,7 +130,9 @@ class _ParquetTable:
     def __init__(self, path: Path) -> None:
         files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
         if not files:
-            raise DataError(f"There is no Parquet file in {path}", hint="Give a file or a folder of *.parquet")
+            raise DataError(
+                f"There is no Parquet file in {path}", hint="Give a file or a folder of *.parquet"
+            )
         self._files: Sequence[pq.ParquetFile] = [_open_parquet(file) for file in files]
         schemas = [file.schema_arrow for file in self._files]
         # Files of one folder may differ; a column that a file lacks is missing in its rows.

@@ -32,6 +32,9 @@ class Answers:
                 f"The bundle names {len(self.outputs)} outputs for a {self.form!r} answer",
                 hint="Deploy the model version again to build its bundle anew",
             )
+        self._casts = [
+            (None if output.dtype == "str" else np.dtype(output.dtype), output.squeeze) for output in self.outputs
+        ]
         self.names = [output.column or output.name for output in self.outputs]
         if self.form == "array":
             self.names = ["predictions"]
@@ -39,20 +42,18 @@ class Answers:
     def finish(self, raw: Sequence[Any]) -> list[Array]:
         """The outputs in the native model's types and shapes."""
         finished = []
-        for output, value in zip(self.outputs, raw, strict=True):
+        for (dtype, squeeze), value in zip(self._casts, raw, strict=True):
             array = value if isinstance(value, np.ndarray) else np.asarray(value)
-            if output.squeeze and array.ndim > 1 and array.shape[-1] == 1:
+            if squeeze and array.ndim > 1 and array.shape[-1] == 1:
                 array = array[..., 0]
-            if output.dtype != "str":
-                array = array.astype(output.dtype, copy=False)
-            finished.append(array)
+            finished.append(array if dtype is None or array.dtype is dtype else array.astype(dtype))
         return finished
 
     def to_json(self, arrays: Sequence[Array]) -> bytes:
         """The body of MLflow's answer: {"predictions": ...}."""
-        lists = [array.tolist() for array in arrays]
         if self.form == "array":
-            return encode_predictions(lists[0])
+            return encode_predictions(arrays[0].tolist())
+        lists = [array.tolist() for array in arrays]
         if self.form == "dict":
             return encode_predictions(dict(zip(self.names, lists, strict=True)))
         return encode_predictions([dict(zip(self.names, row, strict=True)) for row in zip(*lists, strict=True)])

@@ -44,6 +44,7 @@ class FrameFeeds:
         self._check_feeds()
         self.common = self._common_dtype()
         self._places = [self._place(feed) for feed in self.feeds]
+        self._whole = self._whole_feed()
 
     def _check_feeds(self) -> None:
         for feed in self.feeds:
@@ -74,6 +75,15 @@ class FrameFeeds:
             return slice(start, start + len(positions))
         return positions
 
+    def _whole_feed(self) -> tuple[str, np.dtype[Any]] | None:
+        """Name and type of the only graph input when the rows can be cast to it directly, else None."""
+        if self.common in _FLOATS and self._places == [slice(0, len(self.names))]:
+            feed = self.feeds[0]
+            # From a float32 column to a wider input the values must still be rounded on the way.
+            if feed.dtype == self.common or (feed.dtype, self.common) == _FLOATS:
+                return feed.name, np.dtype(feed.dtype)
+        return None
+
     # --- rows in the caller's column order -----------------------------------------------------------------
 
     def from_rows(self, columns: list[Any] | None, rows: Sequence[Sequence[Any]]) -> tuple[Feeds, int]:
@@ -82,12 +92,15 @@ class FrameFeeds:
         Raises:
             InvalidValue: a column is missing, or a value does not fit its type.
         """
+        if self._whole is not None and columns == self.names and 0 < len(rows) <= self.max_rows:
+            name, dtype = self._whole
+            return {name: self._matrix(rows, len(self.names), None, dtype)}, len(rows)
         count = self._count(len(rows))
         if columns is None:
             columns = list(range(len(rows[0])))
         if self.common is not None:
             order = None if columns == self.names else self._order(columns)
-            return self._split(self._matrix(rows, len(columns), order)), count
+            return self._split(self._matrix(rows, len(columns), order, np.dtype(self.common))), count
         try:
             by_column = list(zip(*rows, strict=True))
         except (TypeError, ValueError) as error:
@@ -131,10 +144,12 @@ class FrameFeeds:
         if missing:
             raise InvalidValue(f"Model is missing inputs {missing}", hint="Send all columns of the signature")
 
-    def _matrix(self, rows: Sequence[Sequence[Any]], width: int, order: list[int] | None) -> Array:
+    def _matrix(
+        self, rows: Sequence[Sequence[Any]], width: int, order: list[int] | None, dtype: np.dtype[Any]
+    ) -> Array:
         """All rows as one array of shape [rows, columns of the signature]."""
         try:
-            matrix = np.array(rows, self.common)
+            matrix = np.array(rows, dtype)
         except (ValueError, TypeError, OverflowError) as error:
             raise InvalidValue(f"The rows need values of type {self.common}, and as many as columns") from error
         if matrix.ndim != 2 or matrix.shape[1] != width:

@@ -96,7 +96,7 @@ class LocalTarget(Target):
 
     def write_record(self, record: DeploymentRecord) -> None:
         folder = self._make(self._deployments / record.name)
-        text = msgspec.json.format(msgspec.json.encode(record, order="sorted"), indent=2) + b"\n"
+        text = msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
         self._write(folder / _RECORD, text)
 
     def remove(self, name: str) -> None:

@@ -16,12 +16,12 @@ import sys
 import tempfile
 import time
 import xmlrpc.client
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
 
-from mlflow_deploy.errors import ConfigError, SupervisorError
+from mlflow_deploy.errors import ConfigError, StateWriteFailed, SupervisorError
 from mlflow_deploy.files import locked, write_atomic
 
 _START_SECONDS = 20.0
@@ -42,12 +42,16 @@ class Program:
         command: argument list.
         log: file for its standard output and error, rotated at 10 MiB.
         stop_seconds: how long it may drain after SIGTERM before SIGKILL.
+        environment: variables added to those of supervisord.
+        stop_group: send SIGTERM to its children too, for programs that would leave them running.
     """
 
     name: str
     command: tuple[str, ...]
     log: Path
     stop_seconds: float
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    stop_group: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,10 +97,11 @@ class Supervisor:
         """
         if self.is_running():
             return
-        with locked(self.folder / "supervisord.lock", wait=True):
+        with self._folder_errors():
+            self._programs.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with self._folder_errors(), locked(self.folder / "supervisord.lock", wait=True):
             if self.is_running():
                 return
-            self._programs.mkdir(parents=True, exist_ok=True)
             config = self.folder / "supervisord.conf"
             write_atomic(config, self._daemon_config().encode())
             started = subprocess.run(
@@ -149,8 +154,7 @@ class Supervisor:
         Raises:
             SupervisorError: supervisord does not answer or refuses the program.
         """
-        with locked(self.folder / "programs.lock", wait=True):
-            self._programs.mkdir(parents=True, exist_ok=True)
+        with self._folder_errors(), locked(self.folder / "programs.lock", wait=True):
             config = self._program_file(program.name)
             text = _program_config(program).encode()
             unchanged = config.exists() and config.read_bytes() == text
@@ -166,6 +170,8 @@ class Supervisor:
 
     def remove(self, name: str) -> None:
         """Drain and stop a process for good; does nothing when there is none."""
+        if not self._programs.is_dir():
+            return
         with locked(self.folder / "programs.lock", wait=True):
             self._program_file(name).unlink(missing_ok=True)
             if self.is_running():
@@ -206,6 +212,13 @@ class Supervisor:
         )
 
     @contextlib.contextmanager
+    def _folder_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StateWriteFailed(self.folder, error.strerror or str(error)) from error
+
+    @contextlib.contextmanager
     def _rpc(self) -> Iterator[Any]:
         from supervisor.xmlrpc import SupervisorTransport
 
@@ -243,6 +256,7 @@ class Supervisor:
 
 
 def _program_config(program: Program) -> str:
+    environment = ",".join(f'{key}="{_escape(value)}"' for key, value in program.environment.items())
     return (
         f"[program:{program.name}]\n"
         f"command={_escape(shlex.join(program.command))}\n"
@@ -254,8 +268,10 @@ def _program_config(program: Program) -> str:
         "startretries=2000\n"
         "stopsignal=TERM\n"
         f"stopwaitsecs={max(1, round(program.stop_seconds))}\n"
+        f"stopasgroup={str(program.stop_group).lower()}\n"
         "killasgroup=true\n"
-        f"stdout_logfile={_escape(program.log)}\n"
+        + (f"environment={environment}\n" if environment else "")
+        + f"stdout_logfile={_escape(program.log)}\n"
         f"stdout_logfile_maxbytes={_LOG_BYTES}\n"
         f"stdout_logfile_backups={_LOG_BACKUPS}\n"
         "redirect_stderr=true\n"

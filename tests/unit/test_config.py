@@ -20,7 +20,8 @@ def test_nothing_given_is_a_valid_spec() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "guess"), [("prot", "port"), ("serving.worker", "serving.workers"), ("parity.rtoll", "parity.rtol")]
+    ("key", "guess"),
+    [("prot", "port"), ("serving.worker", "serving.workers"), ("parity.rtoll", "parity.rtol")],
 )
 def test_unknown_key_is_refused_with_the_nearest_known_one(key: str, guess: str) -> None:
     with pytest.raises(UnknownSetting, match=f"Unknown setting '{key}': did you mean '{guess}'"):

@@ -68,7 +68,10 @@ def test_rooms_import_only_rooms_below_them(room: str, path: Path) -> None:
             assert name.startswith("mlflow_deploy.targets.base"), f"{path.name} imports the concrete {name}"
 
 
-HEAVY = "torch tensorflow onnx docker evidently pandas sklearn skl2onnx onnxruntime rich".split()
+HEAVY = [
+    "torch", "tensorflow", "onnx", "onnxruntime", "sklearn", "skl2onnx", "pandas", "docker", "evidently",
+    "rich",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from mlflow_deploy.bundle import Bundle
 from mlflow_deploy.errors import ConfigError
@@ -71,17 +71,25 @@ class Model(Protocol):
             Exception: whatever the model raises.
         """
 
-    def stack(self, calls: Sequence[Call]) -> Call:
-        """One call with the rows of several, which have equal `stackable` keys."""
-
-    def split(self, result: Any, calls: Sequence[Call]) -> list[Any]:
-        """The parts of a stacked call's result, in order."""
-
     def to_json(self, result: Any) -> bytes:
         """The body of MLflow's answer."""
 
     def to_tensors(self, result: Any) -> list[tuple[str, Array]]:
         """The answer as named tensors."""
+
+
+@runtime_checkable
+class Stackable(Protocol):
+    """A model that can compute the rows of several calls in one."""
+
+    def run(self, call: Call) -> Any:
+        """Compute a call."""
+
+    def stack(self, calls: Sequence[Call]) -> Call:
+        """One call with the rows of several, which have equal `stackable` keys."""
+
+    def split(self, result: Any, calls: Sequence[Call]) -> list[Any]:
+        """The parts of a stacked call's result, in order."""
 
 
 _BACKENDS = {

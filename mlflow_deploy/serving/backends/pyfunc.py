@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -135,12 +136,6 @@ class PyfuncModel:
                 ) from error
             raise
 
-    def stack(self, calls: Sequence[Call]) -> Call:
-        raise NotImplementedError("pyfunc calls have no stackable key")
-
-    def split(self, result: Any, calls: Sequence[Call]) -> list[Any]:
-        raise NotImplementedError("pyfunc calls have no stackable key")
-
     def to_json(self, result: Any) -> bytes:
         from mlflow.pyfunc import scoring_server
 
@@ -184,17 +179,12 @@ def _in_schema_check(traceback: TracebackType | None) -> bool:
     return False
 
 
-class _caller_fault:  # noqa: N801 - used like a function
-    """Turns what MLflow's readers raise into a BadRequest that does not repeat the caller's data."""
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if error is not None and isinstance(error, Exception) and not isinstance(error, RequestError):
-            raise BadRequest(self._what, hint="Compare it with /openapi.json") from error
+@contextlib.contextmanager
+def _caller_fault(what: str) -> Iterator[None]:
+    """Turn what MLflow's readers raise into a BadRequest that does not repeat the caller's data."""
+    try:
+        yield
+    except RequestError:
+        raise
+    except Exception as error:
+        raise BadRequest(what, hint="Compare it with /openapi.json") from error

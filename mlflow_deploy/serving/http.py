@@ -1,0 +1,231 @@
+"""The HTTP side: a WSGI application with a fixed table of routes, limits, request ids and error answers."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import random
+import re
+import zlib
+from collections.abc import Callable, Iterable
+from http import HTTPStatus
+from time import perf_counter
+from typing import Any
+
+import msgspec
+
+from mlflow_deploy.serving.errors import (
+    BadRequest,
+    ModelFailed,
+    NotReady,
+    RequestError,
+    TooLarge,
+    UnknownPath,
+    UnsupportedType,
+    WrongMethod,
+)
+from mlflow_deploy.serving.logs import logger
+from mlflow_deploy.serving.metrics import PROTOCOLS
+from mlflow_deploy.serving.worker import Worker
+
+Headers = list[tuple[str, str]]
+StartResponse = Callable[[str, Headers], object]
+
+_STATUS_LINE = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+JSON = "application/json"
+
+
+class Request:
+    """One HTTP request."""
+
+    __slots__ = ("_limit", "arrived", "computed", "environ", "id", "queued", "rows")
+
+    def __init__(self, environ: dict[str, Any], request_id: str, arrived: float, limit: int) -> None:
+        self.environ = environ
+        self.id = request_id
+        self.arrived = arrived
+        self.queued = self.computed = 0.0
+        self.rows = 0
+        self._limit = limit
+
+    def body(self) -> bytes:
+        """The body, decompressed when the request says that it is compressed.
+
+        Raises:
+            TooLarge: it has more than `max_body_bytes`, found while reading, before it is held whole.
+            UnsupportedType: it is compressed in a way that the server does not read.
+        """
+        environ = self.environ
+        length = environ.get("CONTENT_LENGTH")
+        if length:
+            if not length.isdecimal():
+                raise BadRequest("The Content-Length is not a number")
+            if int(length) > self._limit:
+                raise self._too_large()
+            data: bytes = environ["wsgi.input"].read()
+        else:
+            data = environ["wsgi.input"].read(self._limit + 1)
+            if len(data) > self._limit:
+                raise self._too_large()
+        encoding = environ.get("HTTP_CONTENT_ENCODING")
+        return data if encoding is None else self._inflate(data, encoding)
+
+    def _inflate(self, data: bytes, encoding: str) -> bytes:
+        if encoding.lower() == "identity":
+            return data
+        if encoding.lower() not in ("gzip", "deflate"):
+            raise UnsupportedType("The Content-Encoding must be gzip, deflate or identity")
+        # 32 lets zlib tell gzip from zlib by the header.
+        inflater = zlib.decompressobj(zlib.MAX_WBITS | 32)
+        try:
+            plain = inflater.decompress(data, self._limit + 1)
+        except zlib.error as error:
+            raise BadRequest("The body is not compressed as its Content-Encoding says") from error
+        if len(plain) > self._limit:
+            raise self._too_large()
+        if not inflater.eof:
+            raise BadRequest("The compressed body ends too early")
+        return plain
+
+    def _too_large(self) -> TooLarge:
+        return TooLarge(
+            f"The body is larger than the {self._limit} bytes that are allowed",
+            hint="Send fewer rows per request, or raise serving.max_body_bytes",
+        )
+
+
+class Response:
+    """The answer to a request."""
+
+    __slots__ = ("body", "headers", "status")
+
+    def __init__(
+        self, body: bytes, status: int = 200, content_type: str = JSON, headers: Iterable[tuple[str, str]] = ()
+    ) -> None:
+        self.body = body
+        self.status = status
+        self.headers: Headers = [("content-type", content_type), *headers]
+
+
+Handler = Callable[[Request], Response]
+
+
+class Route:
+    """A handler, the method it takes, the protocol it is counted under, and how it words its errors."""
+
+    __slots__ = ("error_body", "handler", "method", "protocol", "scope")
+
+    def __init__(
+        self,
+        method: str,
+        handler: Handler,
+        *,
+        protocol: str = "other",
+        scope: str = "",
+        error_body: Callable[[RequestError], bytes] | None = None,
+    ) -> None:
+        self.method = method
+        self.handler = handler
+        self.protocol = PROTOCOLS.index(protocol)
+        self.scope = scope
+        self.error_body = error_body or json_error
+
+
+def json_error(error: RequestError) -> bytes:
+    """The error as {"error_code", "message"}."""
+    return msgspec.json.encode({"error_code": error.error_code, "message": error.text})
+
+
+class App:
+    """The WSGI application of one worker."""
+
+    def __init__(self, worker: Worker, routes: dict[str, Route], prefixes: Iterable[tuple[str, Route]] = ()) -> None:
+        self._worker = worker
+        self._metrics = worker.metrics
+        self._routes = routes
+        self._prefixes = tuple(prefixes)
+        self._limit = worker.settings.max_body_bytes
+        self._sample = worker.settings.access_log
+        self._prefix = f"{os.getpid():x}-{random.getrandbits(40):010x}-"  # noqa: S311 - an id, not a secret
+        self._counter = itertools.count(1)
+        self._fallback = Route("", _unknown)
+
+    def __call__(self, environ: dict[str, Any], start: StartResponse) -> list[bytes]:
+        """Answer one request."""
+        arrived = perf_counter()
+        given = environ.get("HTTP_X_REQUEST_ID")
+        if given is None or _REQUEST_ID.fullmatch(given) is None:
+            given = f"{self._prefix}{next(self._counter):x}"
+        request = Request(environ, given, arrived, self._limit)
+        route = self._routes.get(environ["PATH_INFO"]) or self._find(environ["PATH_INFO"])
+        error: Exception | None = None
+        try:
+            if environ["REQUEST_METHOD"] != route.method and route.method:
+                raise WrongMethod(f"This address takes {route.method} only")
+            response = route.handler(request)
+        except Exception as raised:  # noqa: BLE001 - whatever a model raises becomes an answer and a log line
+            error = raised
+            response = _error_response(raised, route)
+        seconds = perf_counter() - arrived
+        self._metrics.answered(
+            route.protocol, response.status, seconds, request.queued, request.computed, request.rows
+        )
+        if error is not None or (self._sample and random.random() < self._sample):  # noqa: S311
+            self._log(request, response.status, seconds, error)
+        response.headers.append(("x-request-id", given))
+        start(_STATUS_LINE[response.status], response.headers)
+        return [response.body]
+
+    def _find(self, path: str) -> Route:
+        for prefix, route in self._prefixes:
+            if path.startswith(prefix):
+                return route
+        return self._fallback
+
+    def _log(self, request: Request, status: int, seconds: float, error: Exception | None) -> None:
+        fields: dict[str, Any] = {
+            "request_id": request.id,
+            "method": request.environ["REQUEST_METHOD"],
+            "path": request.environ["PATH_INFO"],
+            "status": status,
+            "seconds": round(seconds, 6),
+        }
+        trace = request.environ.get("HTTP_TRACEPARENT")
+        if trace:
+            fields["traceparent"] = trace
+        if error is None:
+            logger().info("request", extra={"fields": fields})
+            return
+        if isinstance(error, RequestError):
+            cause = error.__cause__
+            fields["error"] = error.text
+            if cause is not None:
+                fields["cause"] = f"{type(cause).__name__}: {cause}"
+            # Probes that find the server loading or stopping are no news.
+            level = logging.DEBUG if isinstance(error, NotReady) else logging.WARNING
+            logger().log(level, "request refused", extra={"fields": fields})
+            return
+        logger().error("the model failed", exc_info=error, extra={"fields": fields})
+
+
+def _error_response(error: Exception, route: Route) -> Response:
+    known = error if isinstance(error, RequestError) else ModelFailed()
+    headers: Headers = []
+    if known.retry_after:
+        headers.append(("retry-after", str(known.retry_after)))
+    if isinstance(known, WrongMethod):
+        headers.append(("allow", route.method))
+    return Response(route.error_body(known), known.status, JSON, headers)
+
+
+def _unknown(request: Request) -> Response:
+    raise UnknownPath("There is nothing at this address", hint="The server's page at / lists its addresses")
+
+
+def not_ready(worker: Worker) -> NotReady:
+    """Why the worker takes no prediction now."""
+    if worker.metrics.shared.draining:
+        return NotReady("The server is stopping", hint="Send the request again, it will reach another server")
+    return NotReady("The server is loading the model", hint="Wait until /ping answers 200")

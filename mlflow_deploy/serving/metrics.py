@@ -1,0 +1,107 @@
+"""Counts requests, times and rows in memory that all workers share, for `exposition`.
+
+Each worker has one row of float64 cells in an anonymous shared mapping that the parent makes before it forks,
+so a scrape that reaches any worker sees all of them, and a restarted worker goes on counting where the last
+one stopped.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+from bisect import bisect_left
+
+PROTOCOLS = ("mlflow", "oip_http", "oip_grpc", "other")
+STATUSES = (200, 400, 401, 403, 404, 405, 408, 413, 415, 429, 500, 501, 503, 504)
+SECONDS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+_STATUS_AT = {status: at for at, status in enumerate(STATUSES)}
+_OTHER_STATUS = _STATUS_AT[500]
+TIMED = len(SECONDS) + 2  # buckets with the one above the last bound, and the sum
+BATCHED = len(BATCHES) + 2
+
+# The cells of a worker's row.
+PID, LOAD, ACTIVE, WAITING, ROWS = range(5)
+REQUESTS = 5
+LATENCY = REQUESTS + len(PROTOCOLS) * len(STATUSES)
+MODEL = LATENCY + len(PROTOCOLS) * TIMED
+QUEUE = MODEL + TIMED
+BATCH = QUEUE + TIMED
+_ROW = BATCH + BATCHED
+_HEAD = 8  # cells before the first row; the first one is the draining flag
+
+
+class SharedMetrics:
+    """The mapping with the rows of all workers, and the flag that the server is stopping."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self._cells = memoryview(mmap.mmap(-1, (_HEAD + workers * _ROW) * 8)).cast("d")
+
+    @property
+    def draining(self) -> bool:
+        """The server was told to stop."""
+        return self._cells[0] != 0.0
+
+    def drain(self) -> None:
+        """Tell all workers that the server stops."""
+        self._cells[0] = 1.0
+
+    def row(self, worker: int) -> memoryview:
+        """The cells of a worker."""
+        start = _HEAD + worker * _ROW
+        return self._cells[start : start + _ROW]
+
+    def rows(self) -> list[list[float]]:
+        """A copy of all workers' cells."""
+        return [self.row(worker).tolist() for worker in range(self.workers)]
+
+
+class WorkerMetrics:
+    """One worker's counters; every method may be called from several threads at once."""
+
+    def __init__(self, shared: SharedMetrics, worker: int) -> None:
+        self.shared = shared
+        self._cells = shared.row(worker)
+        self._lock = threading.Lock()
+        # A predecessor that was killed left its gauges standing.
+        self._cells[PID] = os.getpid()
+        self._cells[ACTIVE] = self._cells[WAITING] = 0
+
+    def loaded(self, seconds: float) -> None:
+        """The model was loaded and warmed up in this time."""
+        self._cells[LOAD] = seconds
+
+    def gauges(self, active: int, waiting: int) -> None:
+        """How many requests are in the model or its queue now, and how many of them wait."""
+        self._cells[ACTIVE] = active
+        self._cells[WAITING] = waiting
+
+    def answered(
+        self, protocol: int, status: int, seconds: float, queued: float, computed: float, rows: int
+    ) -> None:
+        """A request was answered.
+
+        Args:
+            protocol: position in PROTOCOLS.
+            seconds: from its arrival to its answer.
+            queued: from its arrival to the model call.
+            computed: time of the model call.
+            rows: rows computed; 0 when the model was not called.
+        """
+        latency = LATENCY + protocol * TIMED
+        cells = self._cells
+        with self._lock:
+            cells[REQUESTS + protocol * len(STATUSES) + _STATUS_AT.get(status, _OTHER_STATUS)] += 1
+            cells[latency + bisect_left(SECONDS, seconds)] += 1
+            cells[latency + TIMED - 1] += seconds
+            if rows:
+                cells[ROWS] += rows
+                cells[QUEUE + bisect_left(SECONDS, queued)] += 1
+                cells[QUEUE + TIMED - 1] += queued
+                cells[MODEL + bisect_left(SECONDS, computed)] += 1
+                cells[MODEL + TIMED - 1] += computed
+                cells[BATCH + bisect_left(BATCHES, rows)] += 1
+                cells[BATCH + BATCHED - 1] += rows
