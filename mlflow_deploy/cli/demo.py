@@ -6,6 +6,7 @@ import contextlib
 import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -19,8 +20,11 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--stop", "stop_it", is_flag=True, help="Stop the demo's processes and remove what it made.")
 @click.option("--keep/--no-keep", default=True, help="Leave everything running at the end (default).")
+@click.option(
+    "--picture", type=click.Path(dir_okay=False, path_type=Path), help="Also save the output as an SVG file."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
-def demo(stop_it: bool, keep: bool, as_json: bool) -> None:
+def demo(stop_it: bool, keep: bool, picture: Path | None, as_json: bool) -> None:
     """Train, register, promote, deploy and watch a model that predicts late flights.
 
     Needs no Docker and no cloud."""
@@ -28,7 +32,7 @@ def demo(stop_it: bool, keep: bool, as_json: bool) -> None:
 
     from mlflow_deploy.demo import story
 
-    console = Console(stderr=as_json)
+    console = Console(stderr=as_json, record=picture is not None, width=100 if picture else None)
     if stop_it:
         story.stop()
         console.print("The demo is stopped and removed.")
@@ -38,6 +42,8 @@ def demo(stop_it: bool, keep: bool, as_json: bool) -> None:
     try:
         result = story.run(view.step, view.progress)
         _show(console, result, time.monotonic() - begun, keep=keep)
+        if picture:
+            console.save_svg(str(picture), title="make demo", clear=False)
         if as_json:
             click.echo(json.dumps(result.to_dict(), indent=2))
     finally:

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlflow_deploy.bundle import SERVABLE, Servable
+from msgspec import structs
+
+from mlflow_deploy.bundle import SERVABLE, Feed, Servable
 from mlflow_deploy.conversion.validation import Validation
 from mlflow_deploy.errors import ConfigError, MissingExtra, ParityFailed, UnsupportedConversion, nearest
 
@@ -54,10 +56,12 @@ class _Evidence:
     Attributes:
         references: answers of the method that is served.
         behind: for a classifier that answers with labels, the probabilities behind them.
+        refused: columns in which the native model refuses missing values.
     """
 
     references: Sequence[Reference]
     behind: Sequence[Reference]
+    refused: frozenset[Any]
     notes: tuple[str, ...]
 
 
@@ -173,7 +177,7 @@ def _try(
     if answer is None:
         why = "; ".join(("the native model answers none of the rows to compare on", *evidence.notes))
         return _Rejection(why, UnsupportedConversion("The model", entry.form, why))
-    reasons: list[str] = []
+    reasons: dict[str, list[str]] = {}
     differs = False
     for candidate in converter.candidates(native, answer):
         progress(f"converting to {entry.form} ({candidate.label})")
@@ -182,10 +186,10 @@ def _try(
             assert outcome.parity is not None
             progress(outcome.parity.summary)
             return outcome
-        progress(outcome.why)
-        reasons.append(outcome.why)
+        progress(f"{entry.form} ({candidate.label}): {outcome.why}")
+        reasons.setdefault(outcome.why, []).append(candidate.label)
         differs = differs or isinstance(outcome.error, ParityFailed)
-    why = "; ".join(dict.fromkeys(reasons)) or "the converter has no candidate for it"
+    why = "; ".join(f"{' and '.join(labels)}: {reason}" for reason, labels in reasons.items())
     kind = ParityFailed(entry.form, why) if differs else UnsupportedConversion("The model", entry.form, why)
     return _Rejection(why, kind)
 
@@ -212,14 +216,22 @@ def _check(
             report = report.joined(second, "probabilities behind the labels")
     except Exception as error:  # noqa: BLE001 - third-party converters raise anything; the text becomes the stated reason
         shutil.rmtree(content)
-        why = f"{entry.form} ({candidate.label}) cannot be made: {_line(error)}"
+        why = f"cannot be made: {_line(error)}"
         return _Rejection(why, UnsupportedConversion("The model", entry.form, why), error)
     finally:
         shutil.rmtree(aside)
     if not report.passed:
         shutil.rmtree(content)
-        return _Rejection(report.summary, ParityFailed(entry.form, report.summary))
+        return _Rejection(report.finding, ParityFailed(entry.form, report.finding))
+    feeds = tuple(_forbid_missing(feed, evidence.refused) for feed in servable.feeds)
+    servable = structs.replace(servable, feeds=feeds)
     return Conversion(content=content, servable=servable, parity=replace(report, notes=evidence.notes))
+
+
+def _forbid_missing(feed: Feed, refused: frozenset[Any]) -> Feed:
+    """A graph answers where the native model refuses a missing value, so the server has to refuse it."""
+    columns = feed.columns if feed.tensor is None else tuple(sorted(refused))
+    return structs.replace(feed, nullable=not columns or not refused.issuperset(columns))
 
 
 def _compare(
@@ -245,7 +257,7 @@ def _compare(
 
 
 def _evidence(native: NativeModel, validation: Validation | None) -> _Evidence:
-    from mlflow_deploy.conversion.edges import edge_datasets, invent
+    from mlflow_deploy.conversion.edges import edge_datasets, invent, refuses_missing
     from mlflow_deploy.conversion.native import example_rows
     from mlflow_deploy.conversion.parity import Dataset, refer
 
@@ -278,7 +290,8 @@ def _evidence(native: NativeModel, validation: Validation | None) -> _Evidence:
     probabilities = native.probabilities()
     behind = [refer(probabilities, item.dataset) for item in references] if probabilities else []
     answered = any(len(item.answers) for item in behind)
-    return _Evidence(references, behind if answered else [], tuple(notes))
+    refused = refuses_missing(native, base)
+    return _Evidence(references, behind if answered else [], refused, tuple(notes))
 
 
 def _pyfunc(model_dir: Path, meta: Model, fallback: str = "") -> Conversion:

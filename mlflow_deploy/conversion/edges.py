@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlflow_deploy.conversion.native import NUMERIC, Column, NativeModel
-from mlflow_deploy.conversion.parity import Dataset
+from mlflow_deploy.conversion.parity import Dataset, refer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,6 +22,9 @@ TEXTS = (
     "🙂 emoji 🚀", "ΑΒΓ ΣΊΣΥΦΟΣ", "İSTANBUL ıI", "straße STRASSE", "nan", "None", "tab\tand\nline", "x" * 500,
 )  # fmt: skip
 """Texts that a converted model may read differently: scripts, case rules, white space, words for missing."""
+
+HOLES = ("float", "double", "string")
+"""Types of columns that can hold a missing value in a request."""
 
 OUTLIERS = (0.0, -1.0, 1.0, 0.5, 1e-6, 1e3, -1e3, 1e6)
 EXTREMES = (1e-30, 16_777_217.0, 1e12, -1e12, 1e30, -1e30, 3e38, 1e300, -1e300)
@@ -48,7 +51,7 @@ def edge_datasets(native: NativeModel, base: pd.DataFrame) -> Iterator[Dataset]:
     yield Dataset("single rows", _sample(base, rng, min(4, len(base))), single=True)
     numbers = [column for column in columns if column.type in NUMERIC]
     texts = [column for column in columns if column.type == "string"]
-    holes = [column for column in columns if column.type in ("float", "double", "string")]
+    holes = [column for column in columns if column.type in HOLES]
     if holes:
         yield Dataset("missing values", _holes(base, holes, rng))
     if texts:
@@ -61,6 +64,23 @@ def edge_datasets(native: NativeModel, base: pd.DataFrame) -> Iterator[Dataset]:
         known = [column for column in columns if column.name in native.hints]
         yield Dataset("values known to the model", _vary(base, known, rng, lambda column: _known(native, column)))
     yield Dataset("large batch", _mix(base, columns, rng))
+
+
+def refuses_missing(native: NativeModel, base: pd.DataFrame) -> frozenset[Any]:
+    """The columns in which the native model raises on a missing value.
+
+    Args:
+        base: rows that the native model answers.
+    """
+    refused = set()
+    for column in columns_of(native):
+        if column.name not in base.columns or column.type not in HOLES:
+            continue
+        row = base.iloc[[0]].reset_index(drop=True)
+        row[column.name] = np.nan
+        if refer(native, Dataset("missing", row)).refused:
+            refused.add(column.name)
+    return frozenset(refused)
 
 
 def invent(native: NativeModel) -> pd.DataFrame:

@@ -95,6 +95,7 @@ class DatasetParity:
         metric: name of the metric against the true answers: accuracy, or rmse for numbers; empty without truth.
         native_metric: its value for the native answers.
         served_metric: its value for the servable's answers.
+        behind: it compares the probabilities behind labels, on rows that are already counted.
     """
 
     name: str
@@ -110,6 +111,7 @@ class DatasetParity:
     metric: str = ""
     native_metric: float | None = None
     served_metric: float | None = None
+    behind: bool = False
 
 
 @dataclass(frozen=True)
@@ -152,19 +154,26 @@ class ParityReport:
         return [item for item in self.datasets if item.gating and not item.passed]
 
     @property
+    def finding(self) -> str:
+        """What was found, without the form's name."""
+        if not self.passed:
+            shown = [_failure(item) for item in self.failures]
+            more = f", and on {len(shown) - 3} more data sets" if len(shown) > 3 else ""
+            return "differs " + "; ".join(shown[:3]) + more
+        rows = sum(item.rows for item in self.datasets if not item.behind)
+        worst = max((item.max_abs_diff or 0.0 for item in self.datasets if item.gating), default=0.0)
+        labels = [i.label_agreement for i in self.datasets if i.gating and i.label_agreement is not None]
+        agreement = f", label agreement {min(labels):.2%}" if labels else ""
+        return f"equal on {rows} rows: max difference {worst:.1e}{agreement}"
+
+    @property
     def summary(self) -> str:
         """The report on one line."""
-        rows = sum(item.rows for item in self.datasets if "(" not in item.name)
-        if self.passed:
-            worst = max((item.max_abs_diff or 0.0 for item in self.datasets if item.gating), default=0.0)
-            labels = [i.label_agreement for i in self.datasets if i.gating and i.label_agreement is not None]
-            agreement = f", label agreement {min(labels):.2%}" if labels else ""
-            return f"{self.format} ({self.variant}) equal on {rows} rows: max difference {worst:.1e}{agreement}"
-        return f"{self.format} ({self.variant}) differs: " + "; ".join(map(_failure, self.failures))
+        return f"{self.format} ({self.variant}) {self.finding}"
 
     def joined(self, other: ParityReport, what: str) -> ParityReport:
         """This report with the data sets of another one, whose names get the addition `what`."""
-        datasets = [replace(item, name=f"{item.name} ({what})", metric="") for item in other.datasets]
+        datasets = [replace(item, name=f"{item.name} ({what})", behind=True) for item in other.datasets]
         worst = [replace(item, dataset=f"{item.dataset} ({what})") for item in other.worst]
         return replace(
             self,
@@ -191,7 +200,7 @@ class ParityReport:
 
 def _failure(item: DatasetParity) -> str:
     if item.error:
-        return f"on {item.name} it raises {item.error}"
+        return f"on {item.name}: {item.error}"
     share = f"{item.beyond:.2%} of {item.rows} rows"
     if item.max_abs_diff is None:
         return f"on {item.name} {share} have another label"
@@ -285,9 +294,9 @@ def _compare(
     try:
         served = _run(runner, dataset)
         if served.shape != native.shape:
-            error = f"an answer of shape {served.shape} instead of {native.shape}"
+            error = f"it gives an answer of shape {served.shape} instead of {native.shape}"
     except Exception as failure:  # noqa: BLE001 - whatever the servable raises is its failure, and is reported
-        error = f"{type(failure).__name__}: {str(failure).strip().splitlines()[0] if str(failure) else ''}"
+        error = f"it raises {type(failure).__name__}: {str(failure).strip().splitlines()[0] if str(failure) else ''}"
     if error:
         failed = DatasetParity(
             dataset.name, rows, reference.refused, None, None, 1.0, 0.0, dataset.gating, False, error

@@ -35,6 +35,22 @@ def encode(scope: Any, operator: Any, container: Any) -> None:
     graph.add("Concat", parts, operator.outputs[0].onnx_name, axis=1)
 
 
+def encode_target(scope: Any, operator: Any, container: Any) -> None:
+    """Write the graph of a TargetEncoder: the encoding of each category, the target mean for unknown ones."""
+    graph, encoder = GraphWriter(scope, container), operator.raw_operator
+    if encoder.target_type_ == "multiclass":
+        raise NotImplementedError("TargetEncoder for more than two classes has no ONNX form here")
+    parts = []
+    for index, (column, kind) in enumerate(_columns(graph, operator.inputs)):
+        categories, known = encoder.categories_[index], encoder.encodings_[index]
+        missing = [value for value, name in zip(known, categories, strict=True) if _is_nan(name)]
+        mean = float(encoder.target_mean_)
+        table = np.array([*known, mean, missing[0] if missing else mean], dtype=np.float32)[:, None]
+        position = _position(graph, column, kind, categories)
+        parts.append(graph.add("Gather", [graph.constant(table), position], axis=0))
+    graph.add("Concat", parts, operator.outputs[0].onnx_name, axis=1)
+
+
 def _columns(graph: GraphWriter, inputs: Any) -> list[tuple[str, Any]]:
     """The inputs split into columns of shape [rows, 1], with the type of each."""
     columns = []
@@ -104,10 +120,11 @@ def _position(graph: GraphWriter, column: str, kind: Any, categories: Array) -> 
     values = categories[known].astype(dtype)
     if len(np.unique(values)) != len(values):
         raise ValueError(f"two categories become equal as {np.dtype(dtype).name}")
-    equal = graph.add("Cast", [graph.add("Equal", [column, graph.constant(values[None, :])])], to=TensorProto.INT64)
-    # One column more, always 0, so that the maximum exists for a column without known categories.
-    best = graph.add("ArgMax", [equal], axis=1, keepdims=0)
-    hit = graph.add("Cast", [graph.add("ReduceMax", [equal, graph.constant(np.array([1]))], keepdims=0)], to=TensorProto.BOOL)
+    matches = graph.add("Equal", [column, graph.constant(values[None, :])])
+    ones = graph.add("Cast", [matches], to=TensorProto.INT64)
+    best = graph.add("ArgMax", [ones], axis=1, keepdims=0)
+    any_match = graph.add("ReduceMax", [ones, graph.constant(np.array([1]))], keepdims=0)
+    hit = graph.add("Cast", [any_match], to=TensorProto.BOOL)
     place = graph.add("Gather", [graph.constant(positions), best], axis=0)
     place = graph.add("Where", [hit, place, graph.constant(np.array([count]))])
     if dtype is np.int64:

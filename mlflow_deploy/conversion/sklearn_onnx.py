@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import Any
 from msgspec import structs
 from onnx import ModelProto
 from skl2onnx import convert_sklearn
+from skl2onnx.common.exceptions import MissingConverter, MissingShapeCalculator
 from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, Int64TensorType, StringTensorType
 
 from mlflow_deploy.bundle import SERVABLE, Feed, Output, Servable
@@ -21,13 +23,13 @@ from mlflow_deploy.conversion.base import Candidate, Capability
 from mlflow_deploy.conversion.feeds import Array
 from mlflow_deploy.conversion.graph import MISSING_TEXT, OPSETS, finish
 from mlflow_deploy.conversion.native import NUMERIC, Column, NativeModel, quiet
-from mlflow_deploy.conversion.sklearn_operators import CONVERTERS, SHAPES
+from mlflow_deploy.conversion.sklearn_operators import CONVERTERS
 
 CAPABILITIES = frozenset({Capability.TEXT, Capability.MISSING, Capability.DOUBLE, Capability.TENSOR})
 
 FILE = "model.onnx"
 
-_METHODS = ("predict", "predict_proba", "decision_function", "transform", "score_samples")
+_METHODS = ("predict", "predict_proba")
 
 _TENSORS = {
     "float32": FloatTensorType,
@@ -89,20 +91,24 @@ class _Graph:
 
     def __init__(self, native: NativeModel, variant: _Variant) -> None:
         self._native, self._variant = native, variant
+        self._model = walk.convertible(native.raw())
 
     @cached_property
     def _proto(self) -> ModelProto:
-        model = self._native.raw()
         types = [(feed.name, _TENSORS[feed.dtype](_graph_shape(feed))) for feed in self._feeds]
         with quiet(), _quiet_converter():
-            return convert_sklearn(
-                model,
-                initial_types=types,
-                options=_options(model, self._native.predict_fn),
-                target_opset=OPSETS,
-                custom_conversion_functions=CONVERTERS,
-                custom_shape_calculators=SHAPES,
-            )
+            try:
+                return convert_sklearn(
+                    self._model,
+                    initial_types=types,
+                    options=_options(self._model),
+                    target_opset=OPSETS,
+                    custom_conversion_functions=CONVERTERS,
+                )
+            except (MissingConverter, MissingShapeCalculator) as error:
+                # The original text is a page of advice on how to write a converter.
+                names = re.findall(r"'<class '([\w.]+)'>'", str(error)) or [str(error)[:100]]
+                raise NotImplementedError(f"skl2onnx has no converter for {names[0]}") from error
 
     @property
     def _feeds(self) -> list[Feed]:
@@ -168,13 +174,11 @@ def _graph_shape(feed: Feed) -> list[int | None]:
     return [None, *feed.shape[1:]]
 
 
-def _options(model: Any, method: str) -> dict[int, dict[str, Any]]:
+def _options(model: Any) -> dict[int, dict[str, Any]]:
     """Options per estimator: probabilities as an array, texts split as scikit-learn splits them."""
     options: dict[int, dict[str, Any]] = {}
-    if walk.is_classifier(model):
+    if walk.is_classifier(model) and hasattr(model, "predict_proba"):
         options[id(model)] = {"zipmap": False}
-        if method == "decision_function":
-            options[id(model)]["raw_scores"] = True
     for vectorizer in walk.vectorizers(model):
         # The locale that every Linux has; the pattern is what Python's \w means, in the words of RE2.
         options[id(vectorizer)] = {"locale": "C.UTF-8", "tokenexp": r"[\p{L}\p{N}_]{2,}"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -34,15 +35,15 @@ def parts(model: Any) -> Iterator[Any]:
             stack.extend(vars(item).get(name) for name in names)
 
 
-def final(model: Any) -> Any:
-    """The estimator that answers at the end of a pipeline or a search."""
-    while True:
-        if hasattr(model, "best_estimator_"):
-            model = model.best_estimator_
-        elif hasattr(model, "steps"):
-            model = model.steps[-1][1]
-        else:
-            return model
+def convertible(model: Any) -> Any:
+    """The model, or a copy with settings that have no effect on its answers but are refused by skl2onnx."""
+    if not any(hasattr(part, "flatten_transform") for part in parts(model)):
+        return model
+    model = copy.deepcopy(model)
+    for part in parts(model):
+        if hasattr(part, "flatten_transform"):
+            part.flatten_transform = False
+    return model
 
 
 def is_classifier(model: Any) -> bool:

@@ -25,7 +25,7 @@ def decode_document(body: bytes) -> Any:
     """
     try:
         return msgspec.json.decode(body)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         try:
             return json.loads(body)
         except (ValueError, RecursionError) as error:
@@ -40,9 +40,11 @@ def _typed_decoder(feeds: FrameFeeds | TensorFeeds) -> tuple[str, Any]:
     content: Any
     if isinstance(feeds, FrameFeeds) and feeds.common in ("float32", "float64"):
         form = "dataframe_split"
+        # JSON without null holds finite numbers only, so that no check of the values is needed.
+        number: Any = float if feeds.finite else float | None
         content = msgspec.defstruct(
             "Split",
-            [("data", list[list[float | None]]), ("columns", list[str]), ("index", Any, None)],
+            [("data", list[list[number]]), ("columns", list[str]), ("index", Any, None)],
             forbid_unknown_fields=True,
         )
     elif isinstance(feeds, TensorFeeds) and feeds.single and feeds.single.dtype in ("float32", "float64"):
@@ -75,11 +77,12 @@ class GraphBodies:
         if self._form and self._mark in body[:32]:
             try:
                 typed = self._decode(body)
-            except (msgspec.DecodeError, RecursionError):
+            except (msgspec.MsgspecError, ValueError, RecursionError):
                 return self.from_document(decode_document(body))
-            if self._form == "inputs":
+            if isinstance(self.feeds, TensorFeeds):
                 return self.feeds.from_value(typed.inputs)
-            return self.feeds.from_rows(typed.dataframe_split.columns, typed.dataframe_split.data)
+            split = typed.dataframe_split
+            return self.feeds.from_rows(split.columns, split.data, trusted=self.feeds.finite)
         return self.from_document(decode_document(body))
 
     def from_document(self, document: Any) -> tuple[Feeds, int]:

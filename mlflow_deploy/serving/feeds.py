@@ -13,6 +13,7 @@ from mlflow_deploy.serving.errors import InvalidValue, TooLarge
 from mlflow_deploy.serving.signature import NUMPY_TYPES, Column, Signature, Tensor
 from mlflow_deploy.serving.values import (
     Array,
+    check_numbers,
     check_shape,
     column_array,
     fill_number,
@@ -43,6 +44,8 @@ class FrameFeeds:
         self._orders: dict[tuple[Any, ...], list[int]] = {}
         self._check_feeds()
         self.common = self._common_dtype()
+        self.finite = any(feed.accepts == "finite" for feed in self.feeds)
+        self._checked = any(feed.accepts != "all" for feed in self.feeds)
         self._places = [self._place(feed) for feed in self.feeds]
         self._whole = self._whole_feed()
 
@@ -86,29 +89,46 @@ class FrameFeeds:
 
     # --- rows in the caller's column order -----------------------------------------------------------------
 
-    def from_rows(self, columns: list[Any] | None, rows: Sequence[Sequence[Any]]) -> tuple[Feeds, int]:
+    def from_rows(
+        self, columns: list[Any] | None, rows: Sequence[Sequence[Any]], *, trusted: bool = False
+    ) -> tuple[Feeds, int]:
         """Feeds from rows of values, whose columns stand in the caller's order; None means no names.
+
+        Args:
+            trusted: the values are known to be numbers that the model takes.
 
         Raises:
             InvalidValue: a column is missing, or a value does not fit its type.
         """
         if self._whole is not None and columns == self.names and 0 < len(rows) <= self.max_rows:
             name, dtype = self._whole
-            return {name: self._matrix(rows, len(self.names), None, dtype)}, len(rows)
+            try:
+                matrix = np.array(rows, dtype)
+            except (ValueError, TypeError, OverflowError):
+                return self._from_any_rows(columns, rows)
+            if matrix.ndim == 2 and matrix.shape[1] == len(columns):
+                return ({name: matrix} if trusted else self._checked_feeds({name: matrix})), len(rows)
+        return self._from_any_rows(columns, rows)
+
+    def _from_any_rows(self, columns: list[Any] | None, rows: Sequence[Sequence[Any]]) -> tuple[Feeds, int]:
         count = self._count(len(rows))
         if columns is None:
-            columns = list(range(len(rows[0])))
+            columns = list(range(max(map(len, rows))))
+        rows = _even(rows, len(columns))
+        order = list(range(len(columns))) if columns == self.names else self._order(columns)
         if self.common is not None:
-            order = None if columns == self.names else self._order(columns)
-            return self._split(self._matrix(rows, len(columns), order, np.dtype(self.common))), count
-        try:
-            by_column = list(zip(*rows, strict=True))
-        except (TypeError, ValueError) as error:
-            raise InvalidValue("The rows differ in length, or are not lists") from error
-        if len(by_column) != len(columns):
-            raise InvalidValue(f"{len(columns)} columns were named, but the rows have {len(by_column)} values")
-        order = self._order(columns)
+            if columns != self.names:
+                rows = [[row[at] if at >= 0 else None for at in order] for row in rows]
+            return self._checked_feeds(self._split(self._matrix(rows, np.dtype(self.common)))), count
+        by_column = list(zip(*rows, strict=True))
         return self._stack([by_column[at] if at >= 0 else None for at in order], count), count
+
+    def _checked_feeds(self, feeds: Feeds) -> Feeds:
+        """The feeds, when the native model would take their numbers."""
+        if self._checked:
+            for feed in self.feeds:
+                check_numbers(feeds[feed.name], feed.accepts)
+        return feeds
 
     def _count(self, count: int) -> int:
         if count == 0:
@@ -144,22 +164,14 @@ class FrameFeeds:
         if missing:
             raise InvalidValue(f"Model is missing inputs {missing}", hint="Send all columns of the signature")
 
-    def _matrix(
-        self, rows: Sequence[Sequence[Any]], width: int, order: list[int] | None, dtype: np.dtype[Any]
-    ) -> Array:
+    def _matrix(self, rows: Sequence[Sequence[Any]], dtype: np.dtype[Any]) -> Array:
         """All rows as one array of shape [rows, columns of the signature]."""
         try:
             matrix = np.array(rows, dtype)
         except (ValueError, TypeError, OverflowError) as error:
             raise InvalidValue(f"The rows need values of type {self.common}, and as many as columns") from error
-        if matrix.ndim != 2 or matrix.shape[1] != width:
-            raise InvalidValue(f"{width} columns were named, but the rows have another number of values")
-        if order is None:
-            return matrix
-        matrix = matrix[:, order]
-        absent = [at for at, source in enumerate(order) if source < 0]
-        if absent:
-            matrix[:, absent] = np.nan
+        if matrix.ndim != 2:
+            raise InvalidValue(f"The rows need one value of type {self.common} per column")
         return matrix
 
     def _split(self, matrix: Array) -> Feeds:
@@ -209,7 +221,22 @@ class FrameFeeds:
                 arrays[name] = given
             else:
                 arrays[name] = column_array(name, given, column.type)
-        return {feed.name: _assemble(feed, [arrays[name] for name in feed.columns], count) for feed in self.feeds}
+        return self._checked_feeds(
+            {feed.name: _assemble(feed, [arrays[name] for name in feed.columns], count) for feed in self.feeds}
+        )
+
+
+def _even(rows: Sequence[Any], width: int) -> Sequence[Sequence[Any]]:
+    """The rows, shorter ones filled up with missing values, as a DataFrame does."""
+    try:
+        lengths = set(map(len, rows))
+    except TypeError as error:
+        raise InvalidValue("Every row must be a list of values") from error
+    if lengths == {width}:
+        return rows
+    if max(lengths) != width:
+        raise InvalidValue(f"{width} columns were named, but the rows have {max(lengths)} values")
+    return [[*row, *[None] * (width - len(row))] for row in rows]
 
 
 def _assemble(feed: Feed, columns: Sequence[Array | None], count: int) -> Array:
@@ -316,6 +343,7 @@ class TensorFeeds:
             array = arrays[feed.tensor or ""]
             if array.ndim:
                 count = array.shape[0]
+            check_numbers(array, feed.accepts)
             feeds[feed.name] = array.astype(object if feed.dtype == "str" else feed.dtype, copy=False)
         if count == 0:
             raise InvalidValue("The request has no rows")

@@ -114,12 +114,17 @@ def load_application(launch: Launch, number: int, wait: bool, parent: int) -> Ca
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, signal.SIG_DFL)
     worker = Worker(launch, number)
-    app = App(worker, {**info.routes(worker), **mlflow.routes(worker)})
+    app = make_app(worker)
     if wait:
         _load(worker)
     else:
         threading.Thread(target=_load, args=(worker,), name="load", daemon=True).start()
     return app
+
+
+def make_app(worker: Worker) -> App:
+    """The HTTP application over a worker's state."""
+    return App(worker, {**info.routes(worker), **mlflow.routes(worker)})
 
 
 def _load(worker: Worker) -> None:

@@ -25,8 +25,10 @@ def column_array(name: object, values: Sequence[Any], column_type: str) -> Array
         InvalidValue: a value cannot be cast.
     """
     if column_type == "string":
+        _refuse_nested(name, values)
         return _objects([None if _is_nan(value) else value for value in values])
     if column_type == "boolean":
+        _refuse_nested(name, values)
         return np.array([bool(value) for value in values], np.bool_)
     try:
         array = np.array(values, NUMPY_TYPES[column_type])
@@ -80,6 +82,23 @@ def fill_number(array: Array, missing: float) -> Array:
         return array
     gaps = np.isnan(array)
     return np.where(gaps, np.asarray(missing, array.dtype), array) if gaps.any() else array
+
+
+def _refuse_nested(name: object, values: Sequence[Any]) -> None:
+    if any(isinstance(value, list | dict) for value in values):
+        raise InvalidValue(f"Column {name!r} takes one value per row, not lists or objects")
+
+
+def check_numbers(array: Array, accepts: str) -> None:
+    """Raise InvalidValue when the numbers hold NaN or Infinity that the native model does not take.
+
+    Args:
+        accepts: `all`, `nan` or `finite`, as in the bundle.
+    """
+    if accepts == "all" or array.dtype.kind != "f" or np.isfinite(array).all():
+        return
+    if accepts == "finite" or np.isinf(array).any():
+        raise InvalidValue("The model does not take missing values or Infinity here")
 
 
 def _text(value: Any) -> str:

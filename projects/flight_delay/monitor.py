@@ -28,7 +28,8 @@ def validation_rows(model_uri: str) -> pd.DataFrame:
         raise LookupError(f"{model_uri} was logged outside of a run, so its validation rows are not known")
     for used in mlflow.get_run(run_id).inputs.dataset_inputs:
         if any(tag.key == "mlflow.data.context" and tag.value == "validation" for tag in used.tags):
-            return pd.read_parquet(mlflow.data.get_source(used).load())[list(FEATURES)]
+            uri = json.loads(used.dataset.source)["uri"]
+            return pd.read_parquet(mlflow.artifacts.download_artifacts(uri))[list(FEATURES)]
     raise LookupError(f"Run {run_id} of {model_uri} has no dataset input with the context 'validation'")
 
 

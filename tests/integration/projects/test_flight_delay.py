@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import mlflow
@@ -97,12 +98,15 @@ def test_the_validation_rows_are_reachable_from_the_run(flight_model: Any) -> No
     run = mlflow.get_run(flight_model.run_id)
     inputs = {used.tags[0].value: used for used in run.inputs.dataset_inputs}
     assert set(inputs) == {"training", "validation"}
-    rows = pd.read_parquet(mlflow.data.get_source(inputs["validation"]).load())
+    uri = json.loads(inputs["validation"].dataset.source)["uri"]
+    assert uri == f"runs:/{run.info.run_id}/validation/rows.parquet"
+    rows = pd.read_parquet(mlflow.artifacts.download_artifacts(uri))
     assert list(rows.columns) == [*data.FEATURES, data.LABEL]
     assert len(rows) == 12_488
     assert rows[data.LABEL].mean() == pytest.approx(flight_model.metrics["base_rate"])
-    artifact = mlflow.artifacts.download_artifacts(f"runs:/{run.info.run_id}/validation/rows.parquet")
-    pd.testing.assert_frame_equal(pd.read_parquet(artifact), rows)
+    source = load_project("flight_delay", "source")["source"]
+    again = source.RunArtifactSource.from_dict(source.RunArtifactSource(uri).to_dict()).load()
+    pd.testing.assert_frame_equal(pd.read_parquet(again), rows)
 
 
 def test_the_monitor_finds_july_in_the_validation_rows_of_february(flight_model: Any) -> None:

@@ -21,7 +21,9 @@ class Laptop:
 
     def __init__(self, folder: Path, home: Path) -> None:
         self.folder, self.uri = folder, f"sqlite:///{folder / 'mlflow.db'}"
-        self._environment = os.environ | {
+        # Other tests set an experiment, which MLflow hands on in the environment.
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+        self._environment = inherited | {
             "MLFLOW_TRACKING_URI": self.uri,
             "MLFLOW_REGISTRY_URI": self.uri,
             "MLFLOW_DEPLOY_HOME": str(home),

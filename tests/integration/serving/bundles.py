@@ -113,7 +113,7 @@ def boosting(folder: Path) -> tuple[Path, Bundle]:
         content,
         signature,
         example=example,
-        feeds=(Feed(name="X", dtype="float32", columns=tuple(COLUMNS), shape=(-1, 30)),),
+        feeds=(Feed(name="X", dtype="float32", columns=tuple(COLUMNS), shape=(-1, 30), accepts="finite"),),
         outputs=(Output(name="label", dtype="int64"),),
     )
     return native, bundle
@@ -135,7 +135,7 @@ def linear(folder: Path) -> tuple[Path, Bundle]:
         folder / "store",
         content,
         signature,
-        feeds=(Feed(name="X", dtype="float32", tensor="", shape=(-1, 30)),),
+        feeds=(Feed(name="X", dtype="float32", tensor="", shape=(-1, 30), accepts="finite"),),
         outputs=(Output(name="label", dtype="int64"),),
     )
     return native, bundle
