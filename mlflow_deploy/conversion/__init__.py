@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mlflow_deploy.conversion.choose import Conversion, make_servable
-from mlflow_deploy.conversion.parity import ParityReport, Tolerance
+from mlflow_deploy.conversion.report import ParityReport, Tolerance
 from mlflow_deploy.conversion.validation import Validation
 
 __all__ = ["Conversion", "ParityReport", "Tolerance", "Validation", "make_servable"]

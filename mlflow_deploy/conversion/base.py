@@ -101,7 +101,7 @@ def load_converter(entry: ConverterEntry) -> Converter:
         MissingExtra: a library it needs is not installed.
     """
     try:
-        module: Converter = importlib.import_module(entry.module)  # type: ignore[assignment]
+        module: Converter = importlib.import_module(entry.module)
     except ModuleNotFoundError as error:
         what = f"The conversion from {entry.loader} to {entry.form}"
         raise MissingExtra(what, entry.extra, missing=error.name or "") from error

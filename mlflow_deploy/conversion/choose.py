@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from mlflow_deploy.conversion.base import Candidate, ConverterEntry
     from mlflow_deploy.conversion.native import NativeModel
-    from mlflow_deploy.conversion.parity import ParityReport, Reference, Tolerance
+    from mlflow_deploy.conversion.parity import Reference
+    from mlflow_deploy.conversion.report import ParityReport, Tolerance
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,9 @@ def make_servable(
     forms = sorted({"auto", "pyfunc"} | {entry.form for entry in CONVERTERS})
     if format not in forms:
         raise ConfigError(
-            f"There is no format {format!r}", why=nearest(format, forms), hint=f"Known formats: {', '.join(forms)}"
+            f"There is no format {format!r}",
+            why=nearest(format, forms),
+            hint=f"Known formats: {', '.join(forms)}",
         )
     meta = read_meta(model_dir)
     wanted = None if format == "auto" else format
@@ -121,9 +124,8 @@ def make_servable(
         example = example_document(native)
     except Exception as error:  # noqa: BLE001 - the model is the user's code; its own example is refused, which is noted
         notes = (f"the model refuses its own input example: {_line(error)}",)
-    common = {"example": example, "signature": signature_document(meta)}
     if wanted == "pyfunc":
-        return replace(_pyfunc(model_dir, meta), **common, notes=notes)
+        return replace(_pyfunc(model_dir, meta), example=example, notes=notes)
     entries = converters_for(loader, wanted)
     rejected: dict[str, str] = {}
     if not entries:
@@ -132,7 +134,8 @@ def make_servable(
     for entry in entries:
         outcome = _try(entry, native, work, validation, tolerance, progress)
         if isinstance(outcome, Conversion):
-            return replace(outcome, **common, rejected=rejected, notes=notes + outcome.notes)
+            signature = signature_document(meta)
+            return replace(outcome, example=example, signature=signature, rejected=rejected, notes=notes)
         rejected[entry.form] = outcome.why
         if wanted is not None:
             raise outcome.error from outcome.cause
@@ -140,7 +143,7 @@ def make_servable(
         raise UnsupportedConversion("The model", wanted, rejected[wanted])
     why = "; ".join(f"{form}: {reason}" for form, reason in rejected.items())
     progress(f"pyfunc: {why}")
-    return replace(_pyfunc(model_dir, meta, fallback=why), **common, rejected=rejected, notes=notes)
+    return replace(_pyfunc(model_dir, meta, fallback=why), example=example, rejected=rejected, notes=notes)
 
 
 @dataclass(frozen=True)
@@ -243,7 +246,8 @@ def _compare(
     references: Sequence[Reference],
     tolerance: Tolerance | None,
 ) -> ParityReport:
-    from mlflow_deploy.conversion.parity import FP32, compare
+    from mlflow_deploy.conversion.parity import compare
+    from mlflow_deploy.conversion.report import FP32
     from mlflow_deploy.conversion.runners import open_runner
 
     return compare(

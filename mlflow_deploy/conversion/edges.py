@@ -62,7 +62,9 @@ def edge_datasets(native: NativeModel, base: pd.DataFrame) -> Iterator[Dataset]:
         yield Dataset("extreme numbers", extremes, gating=False)
     if native.hints:
         known = [column for column in columns if column.name in native.hints]
-        yield Dataset("values known to the model", _vary(base, known, rng, lambda column: _known(native, column)))
+        yield Dataset(
+            "values known to the model", _vary(base, known, rng, lambda column: _known(native, column))
+        )
     yield Dataset("large batch", _mix(base, columns, rng))
 
 
@@ -154,7 +156,9 @@ def _outliers(base: pd.DataFrame, column: Column) -> tuple[Any, ...]:
     values = values[np.isfinite(values)]
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
     spread = max(high - low, abs(high), 1e-3)
-    around = tuple(x + sign * spread * factor for x, sign in ((low, -1), (high, 1)) for factor in (0.1, 10, 1000))
+    around = tuple(
+        x + sign * spread * factor for x, sign in ((low, -1), (high, 1)) for factor in (0.1, 10, 1000)
+    )
     near = tuple(value for value in OUTLIERS if abs(value) <= 1000 * spread)
     return _fit(near + around, column)
 

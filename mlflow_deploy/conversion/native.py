@@ -156,7 +156,7 @@ def _conform_tensor(frame: pd.DataFrame, tensor: Tensor) -> pd.DataFrame:
     width = tensor.shape[1] if len(tensor.shape) > 1 else 1
     if frame.shape[1] != width:
         raise ValueError(f"the rows have {frame.shape[1]} columns, the model takes {width}")
-    dtype = object if tensor.dtype == "str" else tensor.dtype
+    dtype: Any = object if tensor.dtype == "str" else tensor.dtype
     return frame.set_axis(range(width), axis=1).reset_index(drop=True).astype(dtype)
 
 
@@ -196,7 +196,7 @@ def read_meta(folder: Path) -> Model:
     try:
         meta = Model.load(str(file))
         flavors = dict(meta.flavors)
-    except Exception as error:  # noqa: BLE001 - a damaged YAML file raises nearly anything
+    except Exception as error:
         raise ModelCorrupt(str(folder), f"its MLmodel file is damaged: {_first_line(error)}") from error
     if "python_function" not in flavors:
         raise ModelCorrupt(str(folder), f"it has no python_function flavor, only {sorted(flavors)}")
@@ -217,7 +217,7 @@ def load_native(folder: Path, meta: Model) -> NativeModel:
             pyfunc = mlflow.pyfunc.load_model(str(folder), suppress_warnings=True)
     except ImportError:
         raise
-    except Exception as error:  # noqa: BLE001 - unpickling a damaged file raises nearly anything
+    except Exception as error:
         raise ModelCorrupt(str(folder), f"its model file cannot be loaded: {_first_line(error)}") from error
     columns, tensor = _inputs(meta)
     return NativeModel(folder=folder, meta=meta, pyfunc=pyfunc, columns=columns, tensor=tensor)
@@ -297,7 +297,7 @@ def example_rows(native: NativeModel) -> pd.DataFrame | None:
 
     if not native.meta.saved_input_example_info:
         return None
-    example = native.meta.load_input_example(str(native.folder))
+    example: Any = native.meta.load_input_example(str(native.folder))
     if isinstance(example, np.ndarray):
         example = pd.DataFrame(example.reshape(len(example), -1))
     if not isinstance(example, pd.DataFrame):

@@ -159,7 +159,9 @@ def impute(scope: Any, operator: Any, container: Any) -> None:
     if missing is None:
         graph.add("Identity", [values], output.onnx_name)
         return
-    dtype = {FloatTensorType: np.float32, DoubleTensorType: np.float64, Int64TensorType: np.int64}.get(kind, object)
+    dtype = {FloatTensorType: np.float32, DoubleTensorType: np.float64, Int64TensorType: np.int64}.get(
+        kind, object
+    )
     fill = graph.constant(statistics.astype(dtype)[None, :])
     graph.add("Where", [missing, fill, values], output.onnx_name)
 

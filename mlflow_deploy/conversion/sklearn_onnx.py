@@ -14,8 +14,8 @@ from typing import Any
 from msgspec import structs
 from onnx import ModelProto
 from skl2onnx import convert_sklearn
-from skl2onnx.common.exceptions import MissingConverter, MissingShapeCalculator
 from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, Int64TensorType, StringTensorType
+from skl2onnx.common.exceptions import MissingConverter, MissingShapeCalculator
 
 from mlflow_deploy.bundle import SERVABLE, Feed, Output, Servable
 from mlflow_deploy.conversion import sklearn_walk as walk
@@ -98,7 +98,7 @@ class _Graph:
         types = [(feed.name, _TENSORS[feed.dtype](_graph_shape(feed))) for feed in self._feeds]
         with quiet(), _quiet_converter():
             try:
-                return convert_sklearn(
+                proto: ModelProto = convert_sklearn(
                     self._model,
                     initial_types=types,
                     options=_options(self._model),
@@ -109,6 +109,7 @@ class _Graph:
                 # The original text is a page of advice on how to write a converter.
                 names = re.findall(r"'<class '([\w.]+)'>'", str(error)) or [str(error)[:100]]
                 raise NotImplementedError(f"skl2onnx has no converter for {names[0]}") from error
+        return proto
 
     @property
     def _feeds(self) -> list[Feed]:
@@ -152,7 +153,15 @@ def _feeds(native: NativeModel, variant: _Variant) -> list[Feed]:
     if native.tensor is not None:
         dtype = "str" if native.tensor.dtype == "str" else variant.real
         shape = tuple(native.tensor.shape)
-        return [Feed(name="input", dtype=dtype, tensor="", shape=shape, missing=MISSING_TEXT if dtype == "str" else None)]
+        return [
+            Feed(
+                name="input",
+                dtype=dtype,
+                tensor="",
+                shape=shape,
+                missing=MISSING_TEXT if dtype == "str" else None,
+            )
+        ]
     if variant.merged:
         columns = tuple(column.name for column in native.columns)
         return [Feed(name="input", dtype=variant.real, columns=columns)]
@@ -163,9 +172,7 @@ def _column_feed(column: Column, variant: _Variant) -> Feed:
     if column.type == "string":
         return Feed(name=column.name, dtype="str", columns=(column.name,), missing=MISSING_TEXT)
     whole = column.type in ("long", "integer")
-    return Feed(
-        name=column.name, dtype=variant.whole if whole else variant.real, columns=(column.name,)
-    )
+    return Feed(name=column.name, dtype=variant.whole if whole else variant.real, columns=(column.name,))
 
 
 def _graph_shape(feed: Feed) -> list[int | None]:
@@ -177,8 +184,9 @@ def _graph_shape(feed: Feed) -> list[int | None]:
 def _options(model: Any) -> dict[int, dict[str, Any]]:
     """Options per estimator: probabilities as an array, texts split as scikit-learn splits them."""
     options: dict[int, dict[str, Any]] = {}
-    if walk.is_classifier(model) and hasattr(model, "predict_proba"):
-        options[id(model)] = {"zipmap": False}
+    if walk.is_classifier(model):
+        # skl2onnx adds a ZipMap to every pipeline whose options are silent, even where none is possible.
+        options[id(model)] = {"zipmap": False} if hasattr(model, "predict_proba") else {"nocl": False}
     for vectorizer in walk.vectorizers(model):
         # The locale that every Linux has; the pattern is what Python's \w means, in the words of RE2.
         options[id(vectorizer)] = {"locale": "C.UTF-8", "tokenexp": r"[\p{L}\p{N}_]{2,}"}

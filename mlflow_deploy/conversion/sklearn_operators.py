@@ -67,7 +67,8 @@ _ROUNDING = (
 
 CONVERTERS: dict[type, Convert] = {kind: _trees(f"Sklearn{kind.__name__}") for kind in _ROUNDING}
 CONVERTERS |= dict.fromkeys(
-    (ensemble.HistGradientBoostingClassifier, ensemble.HistGradientBoostingRegressor), sklearn_histogram.convert
+    (ensemble.HistGradientBoostingClassifier, ensemble.HistGradientBoostingRegressor),
+    sklearn_histogram.convert,
 )
 CONVERTERS |= {
     preprocessing.OneHotEncoder: sklearn_encoders.encode,

@@ -136,7 +136,7 @@ def _collect(model: Any, names: Sequence[Any] | None, found: dict[str | int, lis
         _collect(first, names, found)
     elif hasattr(model, "transformers_"):
         for _, transformer, columns in model.transformers_:
-            chosen = [at(name) if isinstance(name, (int, np.integer)) else name for name in _picked(columns)]
+            chosen = [name if isinstance(name, str) else at(int(name)) for name in _picked(columns)]
             _collect(transformer, chosen, found)
     else:
         for index, value in _own_values(model):
@@ -171,5 +171,3 @@ def _thresholds(model: Any) -> Iterator[tuple[int, float]]:
             if feature >= 0 and counts.setdefault(feature, 0) < THRESHOLDS:
                 counts[feature] += 1
                 yield feature, threshold
-
-

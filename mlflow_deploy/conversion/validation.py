@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,7 @@ def from_run(run_id: str) -> Validation | None:
     source = next(
         (
             _dataset_uri(item.dataset)
-            for item in run.inputs.dataset_inputs
+            for item in (run.inputs.dataset_inputs if run.inputs else ())
             if any(tag.key == "mlflow.data.context" and tag.value == "validation" for tag in item.tags)
         ),
         None,
@@ -81,8 +82,6 @@ def from_run(run_id: str) -> Validation | None:
 
 def _dataset_uri(dataset: Any) -> str:
     """Where a logged dataset lies; a source without a place, such as code, gives its description."""
-    import json
-
     try:
         fields = json.loads(dataset.source)
     except ValueError:
@@ -104,7 +103,7 @@ def _read(source: str) -> pd.DataFrame:
             if path.suffix in (".parquet", ".pq"):
                 return pd.read_parquet(path)
             return pd.read_csv(path)
-        except Exception as error:  # noqa: BLE001 - stores, pandas and pyarrow share no error class; the cause is kept
+        except Exception as error:
             text = " ".join(str(error).split()) or type(error).__name__
             raise DataError(
                 f"The rows at {source} cannot be read", why=text, hint="Give a Parquet or a CSV file"

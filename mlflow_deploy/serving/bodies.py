@@ -140,13 +140,20 @@ class GraphBodies:
 
     def _from_values(self, content: Any, form: str) -> tuple[Feeds, int]:
         """`inputs` and `instances`, which follow the rules of TensorFlow Serving."""
-        if isinstance(content, list) and content and all(isinstance(item, dict) for item in content):
-            if form == "instances" and isinstance(self.feeds, FrameFeeds):
-                self._same_keys(content)
-            return self.feeds.from_records(content)
         if isinstance(self.feeds, TensorFeeds):
+            if _is_records(content):
+                return self.feeds.from_records(content)
             return self.feeds.from_value(content)
+        if _is_records(content):
+            if form == "instances":
+                self._same_keys(content)
+            return self.feeds.from_records([self._texts(record) for record in content])
         return self._frame_values(self.feeds, content)
+
+    def _texts(self, columns: dict[str, Any]) -> dict[str, Any]:
+        """The columns, with numbers in text columns spelled out, as MLflow does in these forms only."""
+        names = self._text_columns() & columns.keys()
+        return {**columns, **{name: _spelled(columns[name]) for name in names}} if names else columns
 
     def _same_keys(self, records: list[dict[str, Any]]) -> None:
         keys = records[0].keys()
@@ -158,17 +165,27 @@ class GraphBodies:
         if isinstance(content, dict):
             if not named:
                 raise BadRequest("The model's columns have no names: send a list of rows")
-            return feeds.from_columns(content)
-        if named and len(feeds.columns) > 1:
+            return feeds.from_columns(self._texts(content))
+        if named and (len(feeds.columns) > 1 or not isinstance(content, list)):
             missing = [column.name for column in feeds.columns if column.required]
             raise InvalidValue(
                 f"Model is missing inputs {missing}", hint="Send an object that maps column names to lists"
             )
         values = content if isinstance(content, list) else [content]
         if named:
-            return feeds.from_columns({feeds.names[0]: values})
+            return feeds.from_columns(self._texts({feeds.names[0]: values}))
         rows = values if values and isinstance(values[0], list) else [[value] for value in values]
         return feeds.from_rows(None, rows)
+
+
+def _is_records(content: Any) -> bool:
+    return isinstance(content, list) and bool(content) and all(isinstance(item, dict) for item in content)
+
+
+def _spelled(value: Any) -> Any:
+    if isinstance(value, list):
+        return [item if isinstance(item, str | list) else str(item) for item in value]
+    return value if isinstance(value, str) else str(value)
 
 
 def _split_parts(content: Any) -> tuple[list[Any] | None, list[Any]]:

@@ -245,7 +245,7 @@ def _assemble(feed: Feed, columns: Sequence[Array | None], count: int) -> Array:
         missing = "nan" if feed.missing is None else str(feed.missing)
         out = np.empty((count, len(columns)), object)
         for at, column in enumerate(columns):
-            out[:, at] = missing if column is None else fill_text(column, missing)
+            out[:, at] = missing if column is None else fill_text(column, missing, strict=feed.accepts == "finite")
         return out
     out = np.empty((count, len(columns)), feed.dtype)
     for at, column in enumerate(columns):

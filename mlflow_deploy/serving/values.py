@@ -71,8 +71,17 @@ def tensor_label(tensor: Tensor) -> str:
     return f"Tensor {tensor.name!r}" if tensor.name else "The input tensor"
 
 
-def fill_text(array: Array, missing: str) -> Array:
-    """Text of shape [rows] with missing values replaced, as an object array."""
+def fill_text(array: Array, missing: str, *, strict: bool) -> Array:
+    """Text of shape [rows] with missing values replaced, as an object array.
+
+    Args:
+        strict: refuse what is not text, missing values too.
+
+    Raises:
+        InvalidValue: a value is not text.
+    """
+    if strict and not all(isinstance(value, str) for value in array):
+        raise InvalidValue("The model takes text only here, no numbers and no missing values")
     return _objects([missing if _is_nan(value) else _text(value) for value in array.tolist()])
 
 

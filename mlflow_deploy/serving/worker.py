@@ -129,11 +129,11 @@ def _warm_up(plane: DataPlane, bundle: Bundle) -> None:
 
 
 def close(one: Any, other: Any) -> bool:
-    """Whether two JSON values are equal within the precision of float32; NaN equals null."""
+    """Whether two JSON values are equal within the precision of float32; NaN equals NaN."""
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(close(one[key], other[key]) for key in one)
     if isinstance(one, list) and isinstance(other, list):
         return len(one) == len(other) and all(close(a, b) for a, b in zip(one, other, strict=True))
     if isinstance(one, float | int) and isinstance(other, float | int) and not isinstance(one, bool):
-        return math.isclose(one, other, rel_tol=1e-3, abs_tol=1e-4)
+        return math.isclose(one, other, rel_tol=1e-3, abs_tol=1e-4) or (one != one and other != other)
     return bool(one == other)

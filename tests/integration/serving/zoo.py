@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -229,7 +230,7 @@ def text(folder: Path) -> Animal:
         folder / "store",
         content,
         signature,
-        feeds=(Feed(name="text", dtype="str", columns=("text",), shape=(-1, 1), missing=""),),
+        feeds=(Feed(name="text", dtype="str", columns=("text",), shape=(-1, 1), missing="", accepts="finite"),),
         outputs=(Output(name="label", dtype="int64"),),
     )
     return Animal(native, bundle, table.iloc[[0, 1, 2]].reset_index(drop=True))
@@ -239,11 +240,11 @@ def multi_output(folder: Path) -> Animal:
     """Two targets: a list of two numbers per row; ONNX."""
     from mlflow.models import infer_signature
     from skl2onnx.common.data_types import FloatTensorType
-    from sklearn.ensemble import RandomForestRegressor
+    from sklearn.linear_model import LinearRegression
 
     rng = np.random.default_rng(4)
     table = pd.DataFrame(rng.normal(size=(100, 3)), columns=["x", "y", "z"])
-    model = RandomForestRegressor(5, random_state=0).fit(table, np.column_stack([table.x * 2, table.y + table.z]))
+    model = LinearRegression().fit(table, np.column_stack([table.x * 2, table.y + table.z]))
     signature = infer_signature(table, model.predict(table))
     native = bundles.save_sklearn(model, folder / "multi", signature)
     content = bundles.to_onnx(model, [("X", FloatTensorType([None, 3]))], folder / "multi-onnx")
@@ -251,7 +252,7 @@ def multi_output(folder: Path) -> Animal:
         folder / "store",
         content,
         signature,
-        feeds=(Feed(name="X", dtype="float32", columns=("x", "y", "z"), shape=(-1, 3), accepts="nan"),),
+        feeds=(Feed(name="X", dtype="float32", columns=("x", "y", "z"), shape=(-1, 3), accepts="finite"),),
         outputs=(Output(name="variable", dtype="float64"),),
     )
     return Animal(native, bundle, table.iloc[[0, 1, 2]].reset_index(drop=True))
@@ -292,7 +293,7 @@ def two_towers(folder: Path) -> Animal:
     from mlflow.types import Schema, TensorSpec
 
     class Towers(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
-        def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
+        def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def] # MLflow reads hints as a schema
             total = model_input["left"].sum(1) + 2 * model_input["right"].sum(1)
             return {"total": total, "twice": total * 2}
 
@@ -361,7 +362,7 @@ def dates(folder: Path) -> Animal:
     from mlflow.types import ColSpec, Schema
 
     class Dates(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
-        def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
+        def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def] # MLflow reads hints as a schema
             when = model_input["when"]
             return pd.DataFrame({"year": when.dt.year, "next": when + pd.Timedelta(days=1)})
 
@@ -380,7 +381,7 @@ def with_params(folder: Path) -> Animal:
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
     class Scaled(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
-        def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
+        def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def] # MLflow reads hints as a schema
             values = model_input["x"].to_numpy() * params["factor"]
             return {"scaled": np.append(values, np.nan), "name": params["name"]}
 
@@ -398,7 +399,7 @@ def raising(folder: Path) -> Animal:
     from mlflow.types import ColSpec, Schema
 
     class Raising(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
-        def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
+        def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def] # MLflow reads hints as a schema
             if (model_input["secret"] < 0).any():
                 raise ValueError(f"cannot take {model_input['secret'].tolist()}")
             return model_input["secret"].tolist()
@@ -421,11 +422,11 @@ def torch_model(folder: Path) -> Animal:
     with torch.no_grad():
         signature = infer_signature(matrix, model(torch.from_numpy(matrix)).numpy())
     path = folder / "torch"
-    import warnings
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        mlflow.pytorch.save_model(model, path, signature=signature, pip_requirements=[])
+        mlflow.pytorch.save_model(
+            model, path, signature=signature, pip_requirements=[], serialization_format="pickle"
+        )
     return Animal(path, bundles.pyfunc_bundle(folder / "store", path, signature), tensors={"": matrix})
 
 
