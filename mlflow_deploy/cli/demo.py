@@ -123,12 +123,14 @@ def _drift_table(result: DemoResult) -> object:
         pad_edge=False,
     )
     table.add_column("COLUMN", no_wrap=True)
-    table.add_column("JS", justify="right")
-    table.add_column("P-VALUE", justify="right")
-    table.add_column("VERDICT", no_wrap=True, overflow="ellipsis")
+    table.add_column("JS", justify="right", no_wrap=True)
+    table.add_column("P-VALUE", justify="right", no_wrap=True)
+    table.add_column("VERDICT")
     for name, column in columns:
         statistic = "" if column.statistic is None else f"{column.statistic:.3f}"
         p_value = "" if column.p_value is None else f"{column.p_value:.1g}"
-        verdict = f"[red]{column.reason}[/red]" if column.drifted else f"[green]{column.reason}[/green]"
+        # The first change says enough here; the others are in --json.
+        reason = column.reason.partition(";")[0].removeprefix("the distribution ")
+        verdict = f"[red]{reason}[/red]" if column.drifted else f"[green]{reason}[/green]"
         table.add_row(name, statistic, p_value, verdict)
     return table

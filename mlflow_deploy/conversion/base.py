@@ -33,7 +33,7 @@ class Capability(enum.Enum):
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to build a servable. Nothing is built before `build` is called, and nothing is believed before parity.
+    """One way to build a servable. Nothing is built before `build` is called, nothing believed before parity.
 
     Attributes:
         label: what distinguishes it, for reports: "float32".

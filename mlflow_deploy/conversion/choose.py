@@ -135,8 +135,10 @@ def make_servable(
         outcome = _try(entry, native, work, validation, tolerance, progress)
         if isinstance(outcome, Conversion):
             signature = signature_document(meta)
+            notes = (*notes, *outcome.notes)
             return replace(outcome, example=example, signature=signature, rejected=rejected, notes=notes)
         rejected[entry.form] = outcome.why
+        notes = tuple(dict.fromkeys((*notes, *outcome.notes)))
         if wanted is not None:
             raise outcome.error from outcome.cause
     if wanted is not None:
@@ -153,6 +155,7 @@ class _Rejection:
     why: str
     error: ParityFailed | UnsupportedConversion | MissingExtra
     cause: Exception | None = None
+    notes: tuple[str, ...] = ()
 
 
 def _try(
@@ -179,7 +182,7 @@ def _try(
     answer = next((item.answers for item in evidence.references if len(item.answers)), None)
     if answer is None:
         why = "; ".join(("the native model answers none of the rows to compare on", *evidence.notes))
-        return _Rejection(why, UnsupportedConversion("The model", entry.form, why))
+        return _Rejection(why, UnsupportedConversion("The model", entry.form, why), notes=evidence.notes)
     reasons: dict[str, list[str]] = {}
     differs = False
     for candidate in converter.candidates(native, answer):
@@ -194,7 +197,7 @@ def _try(
         differs = differs or isinstance(outcome.error, ParityFailed)
     why = "; ".join(f"{' and '.join(labels)}: {reason}" for reason, labels in reasons.items())
     kind = ParityFailed(entry.form, why) if differs else UnsupportedConversion("The model", entry.form, why)
-    return _Rejection(why, kind)
+    return _Rejection(why, kind, notes=evidence.notes)
 
 
 def _check(
@@ -228,7 +231,8 @@ def _check(
         return _Rejection(report.finding, ParityFailed(entry.form, report.finding))
     feeds = tuple(_forbid_missing(feed, evidence.refused) for feed in servable.feeds)
     servable = structs.replace(servable, feeds=feeds)
-    return Conversion(content=content, servable=servable, parity=replace(report, notes=evidence.notes))
+    report = replace(report, notes=evidence.notes)
+    return Conversion(content=content, servable=servable, parity=report, notes=evidence.notes)
 
 
 def _forbid_missing(feed: Feed, refused: frozenset[Any]) -> Feed:

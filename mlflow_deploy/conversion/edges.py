@@ -1,4 +1,4 @@
-"""Rows at the edges of a signature: missing values, unseen categories, outliers, other scripts, large batches."""
+"""Rows at the edges of a signature: missing values, unseen texts, outliers, other scripts, large batches."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ BATCH = 4096
 FEW = 16
 
 TEXTS = (
-    "", " ", "unseen value", "Ünïcödé naïve café", "Привет, мир", "你好 世界 数据", "日本語テキスト", "مرحبا بالعالم",
-    "🙂 emoji 🚀", "ΑΒΓ ΣΊΣΥΦΟΣ", "İSTANBUL ıI", "straße STRASSE", "nan", "None", "tab\tand\nline", "x" * 500,
+    "", " ", "unseen value", "Ünïcödé naïve café", "Привет, мир", "你好 世界 数据", "日本語テキスト",
+    "مرحبا بالعالم", "🙂 emoji 🚀", "ΑΒΓ ΣΊΣΥΦΟΣ", "\u0130STANBUL \u0131I", "straße STRASSE", "nan", "None",
+    "tab\tand\nline", "x" * 500,
 )  # fmt: skip
 """Texts that a converted model may read differently: scripts, case rules, white space, words for missing."""
 
@@ -55,7 +56,7 @@ def edge_datasets(native: NativeModel, base: pd.DataFrame) -> Iterator[Dataset]:
     if holes:
         yield Dataset("missing values", _holes(base, holes, rng))
     if texts:
-        yield Dataset("unseen and non-ASCII texts", _vary(base, texts, rng, lambda column: TEXTS))
+        yield Dataset("unseen and non-ASCII texts", _vary(base, texts, rng, lambda _: TEXTS))
     if numbers:
         yield Dataset("outliers", _vary(base, numbers, rng, lambda column: _outliers(base, column)))
         extremes = _vary(base, numbers, rng, lambda column: _fit(EXTREMES, column))
@@ -79,14 +80,15 @@ def refuses_missing(native: NativeModel, base: pd.DataFrame) -> frozenset[Any]:
         if column.name not in base.columns or column.type not in HOLES:
             continue
         row = base.iloc[[0]].reset_index(drop=True)
-        row[column.name] = np.nan
+        # In place, because a new column of NaN alone would be numbers, also where texts belong.
+        row.loc[0, column.name] = np.nan
         if refer(native, Dataset("missing", row)).refused:
             refused.add(column.name)
     return frozenset(refused)
 
 
 def invent(native: NativeModel) -> pd.DataFrame:
-    """Rows made from the signature alone, for a model without example: values that the model knows, or noise."""
+    """Rows made from the signature alone, for a model without example: values the model knows, or noise."""
     import pandas as pd
 
     rng = np.random.default_rng(SEED)

@@ -18,7 +18,7 @@ IR_VERSION = 10
 
 
 MISSING_TEXT = "\ue000missing"
-"""What a missing text is fed as. It holds a character of the private use area, so that no category equals it."""
+"""What a missing text is fed as. A character of the private use area keeps it apart from every category."""
 
 
 class GraphWriter:

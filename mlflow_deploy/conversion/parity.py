@@ -150,7 +150,7 @@ def _compare(
         if served.shape != native.shape:
             error = f"it gives an answer of shape {served.shape} instead of {native.shape}"
     except Exception as failure:  # noqa: BLE001 - whatever the servable raises is its failure, and is reported
-        error = f"it raises {type(failure).__name__}: {str(failure).strip().splitlines()[0] if str(failure) else ''}"
+        error = f"it raises {type(failure).__name__}: {' '.join(str(failure).split())[:200]}"
     if error:
         failed = DatasetParity(
             dataset.name, rows, reference.refused, None, None, 1.0, 0.0, dataset.gating, False, error
@@ -217,12 +217,11 @@ def _same_class(native: Array, served: Array) -> Array:
 
 
 def _by_row(cells: Array) -> Array:
-    flags: Array = np.asarray(cells, dtype=bool).reshape(len(cells), -1).any(axis=1)
-    return flags
+    return np.asarray(np.asarray(cells, dtype=bool).reshape(len(cells), -1).any(axis=1))
 
 
 def _metric(truth: Array | None, native: Array, served: Array) -> dict[str, Any]:
-    """The metric of both answers against the truth; empty when there is none or the answers are no match for it."""
+    """The metric of both answers against the truth; empty without truth or for answers of another shape."""
     if truth is None or native.ndim != 1:
         return {}
     if native.dtype.kind not in "fc" or len(np.unique(truth)) <= 2:

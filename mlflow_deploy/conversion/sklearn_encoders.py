@@ -87,7 +87,7 @@ def _table(encoder: Any, index: int) -> Array:
 
 
 def _unknown(encoder: Any, index: int, width: int) -> Array:
-    """The answer for a category that training did not see. Where it is an error natively, any answer will do."""
+    """The answer for a category that training did not see; any will do where it is an error natively."""
     if encoder.handle_unknown == "use_encoded_value":
         return np.full(width, float(encoder.unknown_value))
     row = np.zeros(width)

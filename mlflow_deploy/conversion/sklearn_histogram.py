@@ -140,7 +140,7 @@ def _features(graph: GraphWriter, model: Any, inputs: str) -> str:
 
 
 def _memberships(graph: GraphWriter, model: Any, features: str, sets: _Sets) -> str:
-    """Append the new features: 0 where the category is in the set, 1 where not, NaN where unknown or missing."""
+    """Append the new features: 0 for a category in the set, 1 for another, NaN for unknown or missing."""
     if not sets.columns:
         return features
     encoder = model._preprocessor.named_transformers_["encoder"]

@@ -136,8 +136,7 @@ def _variants(native: NativeModel) -> Iterator[_Variant]:
     model = native.raw()
     texts = any(column.type == "string" for column in native.columns)
     merged = native.tensor is not None or not (texts or walk.selects_by_name(model))
-    # A tree behind any arithmetic compares results, and 32-bit arithmetic puts some on the other side.
-    order = ("float64", "float32") if walk.compares_results(model) else ("float32", "float64")
+    order = ("float64",) if walk.decides_in_64_bits(model) else ("float32", "float64")
     for real in order:
         yield _Variant(real=real, whole=real, merged=merged)
     if not merged and any(column.type in ("long", "integer") for column in native.columns):

@@ -29,9 +29,12 @@ def _trees(alias: str) -> Convert:
             rounded = scope.declare_local_variable("rounded", FloatTensorType(given.type.shape))
             container.add_node("Cast", [given.onnx_name], [rounded.onnx_name], to=TensorProto.FLOAT)
             operator.inputs.set_element(0, rounded)
-            rounded.add_operator(operator, False)
         before = len(container.nodes)
-        get_converter(alias)(scope, operator, container)
+        try:
+            get_converter(alias)(scope, operator, container)
+        finally:
+            # Members of an ensemble share the list of inputs; the next one may need the doubles.
+            operator.inputs.set_element(0, given)
         added = [node for node in container.nodes[before:] if node.op_type.startswith("TreeEnsemble")]
         model = operator.raw_operator
         fitted = [part.tree_ for part in getattr(model, "estimators_", [model]) if hasattr(part, "tree_")]

@@ -28,7 +28,6 @@ def start(folder: Path) -> str:
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     supervisor = _supervisor()
-    supervisor.ensure_running()
     if not (folder / "port").exists():
         write_atomic(folder / "port", str(free_port("127.0.0.1", _PORTS)).encode())
     port = _port(folder)

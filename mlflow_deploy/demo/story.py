@@ -131,8 +131,6 @@ def stop() -> None:
     server.stop(folder)
     if folder.exists():
         shutil.rmtree(folder)
-    if not target.supervisor.program_names():
-        target.supervisor.shut_down()
 
 
 def _profile(bundle_digest: str) -> ReferenceProfile:

@@ -104,9 +104,12 @@ def _body(rows: pd.DataFrame) -> bytes:
 
 
 def _post(connection: http.client.HTTPConnection, body: bytes) -> list[Any]:
-    connection.request("POST", "/invocations", body, {"Content-Type": "application/json"})
-    response = connection.getresponse()
-    text = response.read()
+    try:
+        connection.request("POST", "/invocations", body, {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        text = response.read()
+    except (OSError, http.client.HTTPException) as error:
+        raise PredictionError("A flight was not answered", why=f"{type(error).__name__}: {error}") from error
     if response.status != 200:
         raise PredictionError(f"A flight was answered with status {response.status}", why=text[:300].decode())
     answer: list[Any] = msgspec.json.decode(text)["predictions"]

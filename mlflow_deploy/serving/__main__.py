@@ -42,7 +42,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--bundle", type=Path, required=True, help="folder of the bundle")
     parser.add_argument("--host", default="127.0.0.1", help="address to bind")
     parser.add_argument("--port", type=int, default=8080, help="port to bind")
-    parser.add_argument("--settings", type=Path, help="JSON file with deployment, revision and serving settings")
+    parser.add_argument(
+        "--settings", type=Path, help="JSON file with deployment, revision and serving settings"
+    )
     parser.add_argument(
         "--listen-when-ready",
         action="store_true",

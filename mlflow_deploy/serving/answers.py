@@ -33,7 +33,8 @@ class Answers:
                 hint="Deploy the model version again to build its bundle anew",
             )
         self._casts = [
-            (None if output.dtype == "str" else np.dtype(output.dtype), output.squeeze) for output in self.outputs
+            (None if output.dtype == "str" else np.dtype(output.dtype), output.squeeze)
+            for output in self.outputs
         ]
         self.names = [output.column or output.name for output in self.outputs]
         if self.form == "array":
@@ -56,7 +57,9 @@ class Answers:
         lists = [array.tolist() for array in arrays]
         if self.form == "dict":
             return encode_predictions(dict(zip(self.names, lists, strict=True)))
-        return encode_predictions([dict(zip(self.names, row, strict=True)) for row in zip(*lists, strict=True)])
+        return encode_predictions(
+            [dict(zip(self.names, row, strict=True)) for row in zip(*lists, strict=True)]
+        )
 
     def to_tensors(self, arrays: Sequence[Array]) -> list[tuple[str, Array]]:
         """The answer as named tensors, in order."""

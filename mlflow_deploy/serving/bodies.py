@@ -130,10 +130,10 @@ class GraphBodies:
     def _from_records(self, content: Any) -> tuple[Feeds, int]:
         if not isinstance(content, list):
             raise BadRequest("dataframe_records must be a list of records")
-        if isinstance(self.feeds, FrameFeeds) and self.feeds.columns[0].name is None:
+        unnamed = isinstance(self.feeds, FrameFeeds) and self.feeds.columns[0].name is None
+        if unnamed and content and all(isinstance(row, list) for row in content):
             # MLflow makes a DataFrame of lists, too, when the columns have no names.
-            if content and all(isinstance(row, list) for row in content):
-                return self.feeds.from_rows(None, content)
+            return self.feeds.from_rows(None, content)
         if not all(isinstance(record, dict) for record in content):
             raise BadRequest("dataframe_records must be a list of objects")
         return self.feeds.from_records(content)
@@ -150,7 +150,7 @@ class GraphBodies:
             return self.feeds.from_records([self._texts(record) for record in content])
         return self._frame_values(self.feeds, content)
 
-    def _texts(self, columns: dict[str, Any]) -> dict[str, Any]:
+    def _texts(self, columns: dict[Any, Any]) -> dict[Any, Any]:
         """The columns, with numbers in text columns spelled out, as MLflow does in these forms only."""
         names = self._text_columns() & columns.keys()
         return {**columns, **{name: _spelled(columns[name]) for name in names}} if names else columns

@@ -75,7 +75,9 @@ def _check(serving: ServingSettings) -> None:
     }  # fmt: skip
     for name, least in at_least.items():
         if not getattr(serving, name) >= least:
-            raise ConfigError(f"serving.{name} must be at least {least}", why=f"it is {getattr(serving, name)}")
+            raise ConfigError(
+                f"serving.{name} must be at least {least}", why=f"it is {getattr(serving, name)}"
+            )
     choices = {"log_level": LOG_LEVELS, "log_format": ("json", "text"), "auth": ("none", "token")}
     for name, words in choices.items():
         if getattr(serving, name) not in words:

@@ -80,7 +80,9 @@ class _Collector(Collector):
             "mlflow_deploy_requests", "Requests that were answered", labels=["protocol", "status"]
         )
         latency = HistogramMetricFamily(
-            "mlflow_deploy_request_seconds", "Time from a request's arrival to its answer", labels=["protocol"]
+            "mlflow_deploy_request_seconds",
+            "Time from a request's arrival to its answer",
+            labels=["protocol"],
         )
         for at, protocol in enumerate(PROTOCOLS):
             start = REQUESTS + at * len(STATUSES)

@@ -38,9 +38,11 @@ class FrameFeeds:
     def __init__(self, feeds: Sequence[Feed], columns: Sequence[Column], max_rows: int) -> None:
         self.feeds = tuple(feeds)
         self.columns = tuple(columns) or _undeclared(feeds)
-        self.names = [column.name if column.name is not None else index for index, column in enumerate(self.columns)]
+        self.names = [
+            column.name if column.name is not None else index for index, column in enumerate(self.columns)
+        ]
         self.max_rows = max_rows
-        self._known = {name: column for name, column in zip(self.names, self.columns, strict=True)}
+        self._known = dict(zip(self.names, self.columns, strict=True))
         self._orders: dict[tuple[Any, ...], list[int]] = {}
         self._check_feeds()
         self.common = self._common_dtype()
@@ -169,7 +171,9 @@ class FrameFeeds:
         try:
             matrix = np.array(rows, dtype)
         except (ValueError, TypeError, OverflowError) as error:
-            raise InvalidValue(f"The rows need values of type {self.common}, and as many as columns") from error
+            raise InvalidValue(
+                f"The rows need values of type {self.common}, and as many as columns"
+            ) from error
         if matrix.ndim != 2:
             raise InvalidValue(f"The rows need one value of type {self.common} per column")
         return matrix
@@ -196,11 +200,13 @@ class FrameFeeds:
         names = [name for name in self.names if name in present]
         return self.from_rows(names, [[record.get(name) for name in names] for record in records])
 
-    def from_columns(self, columns: Mapping[str, Any]) -> tuple[Feeds, int]:
+    def from_columns(self, columns: Mapping[Any, Any]) -> tuple[Feeds, int]:
         """Feeds from a mapping of column name to its values; single values make a single row."""
         wanted = {name: columns[name] for name in self.names if name in columns}
         self._require(wanted)
-        lists = {name: value for name, value in wanted.items() if isinstance(value, (list, tuple, np.ndarray))}
+        lists = {
+            name: value for name, value in wanted.items() if isinstance(value, (list, tuple, np.ndarray))
+        }
         lengths = {len(value) for value in lists.values()}
         if len(lengths) > 1:
             raise InvalidValue("The columns differ in length")
@@ -211,7 +217,7 @@ class FrameFeeds:
         ]
         return self._stack(values, count), count
 
-    def _stack(self, values: Sequence[Sequence[Any] | None], count: int) -> Feeds:
+    def _stack(self, values: Sequence[Any], count: int) -> Feeds:
         """Feeds from the signature's columns in order, None for an absent one."""
         arrays: dict[Any, Array | None] = {}
         for name, column, given in zip(self.names, self.columns, values, strict=True):
@@ -222,7 +228,10 @@ class FrameFeeds:
             else:
                 arrays[name] = column_array(name, given, column.type)
         return self._checked_feeds(
-            {feed.name: _assemble(feed, [arrays[name] for name in feed.columns], count) for feed in self.feeds}
+            {
+                feed.name: _assemble(feed, [arrays[name] for name in feed.columns], count)
+                for feed in self.feeds
+            }
         )
 
 
@@ -245,7 +254,9 @@ def _assemble(feed: Feed, columns: Sequence[Array | None], count: int) -> Array:
         missing = "nan" if feed.missing is None else str(feed.missing)
         out = np.empty((count, len(columns)), object)
         for at, column in enumerate(columns):
-            out[:, at] = missing if column is None else fill_text(column, missing, strict=feed.accepts == "finite")
+            out[:, at] = (
+                missing if column is None else fill_text(column, missing, strict=feed.accepts == "finite")
+            )
         return out
     out = np.empty((count, len(columns)), feed.dtype)
     for at, column in enumerate(columns):

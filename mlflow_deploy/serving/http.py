@@ -15,12 +15,14 @@ from typing import Any
 
 import msgspec
 
+from mlflow_deploy.serving.auth import Guard
 from mlflow_deploy.serving.errors import (
     BadRequest,
     ModelFailed,
     NotReady,
     RequestError,
     TooLarge,
+    Unauthenticated,
     UnknownPath,
     UnsupportedType,
     WrongMethod,
@@ -40,14 +42,14 @@ JSON = "application/json"
 class Request:
     """One HTTP request."""
 
-    __slots__ = ("_limit", "arrived", "computed", "environ", "id", "queued", "rows")
+    __slots__ = ("_limit", "arrived", "batch", "computed", "environ", "id", "queued", "rows")
 
     def __init__(self, environ: dict[str, Any], request_id: str, arrived: float, limit: int) -> None:
         self.environ = environ
         self.id = request_id
         self.arrived = arrived
         self.queued = self.computed = 0.0
-        self.rows = 0
+        self.rows = self.batch = 0
         self._limit = limit
 
     def body(self) -> bytes:
@@ -102,7 +104,11 @@ class Response:
     __slots__ = ("body", "headers", "status")
 
     def __init__(
-        self, body: bytes, status: int = 200, content_type: str = JSON, headers: Iterable[tuple[str, str]] = ()
+        self,
+        body: bytes,
+        status: int = 200,
+        content_type: str = JSON,
+        headers: Iterable[tuple[str, str]] = (),
     ) -> None:
         self.body = body
         self.status = status
@@ -141,14 +147,20 @@ def json_error(error: RequestError) -> bytes:
 class App:
     """The WSGI application of one worker."""
 
-    def __init__(self, worker: Worker, routes: dict[str, Route], prefixes: Iterable[tuple[str, Route]] = ()) -> None:
-        self._worker = worker
+    def __init__(
+        self,
+        worker: Worker,
+        routes: dict[str, Route],
+        prefixes: Iterable[tuple[str, Route]] = (),
+        guard: Guard | None = None,
+    ) -> None:
         self._metrics = worker.metrics
         self._routes = routes
         self._prefixes = tuple(prefixes)
+        self._guard = guard
         self._limit = worker.settings.max_body_bytes
         self._sample = worker.settings.access_log
-        self._prefix = f"{os.getpid():x}-{random.getrandbits(40):010x}-"  # noqa: S311 - an id, not a secret
+        self._prefix = f"{os.getpid():x}-{random.getrandbits(40):010x}-"
         self._counter = itertools.count(1)
         self._fallback = Route("", _unknown)
 
@@ -164,13 +176,21 @@ class App:
         try:
             if environ["REQUEST_METHOD"] != route.method and route.method:
                 raise WrongMethod(f"This address takes {route.method} only")
+            if self._guard is not None and route.scope:
+                self._guard.check(environ.get("HTTP_AUTHORIZATION"), route.scope)
             response = route.handler(request)
         except Exception as raised:  # noqa: BLE001 - whatever a model raises becomes an answer and a log line
             error = raised
             response = _error_response(raised, route)
         seconds = perf_counter() - arrived
         self._metrics.answered(
-            route.protocol, response.status, seconds, request.queued, request.computed, request.rows
+            route.protocol,
+            response.status,
+            seconds,
+            request.queued,
+            request.computed,
+            request.rows,
+            request.batch,
         )
         if error is not None or (self._sample and random.random() < self._sample):  # noqa: S311
             self._log(request, response.status, seconds, error)
@@ -215,12 +235,14 @@ def _error_response(error: Exception, route: Route) -> Response:
     headers: Headers = []
     if known.retry_after:
         headers.append(("retry-after", str(known.retry_after)))
+    if isinstance(known, Unauthenticated):
+        headers.append(("www-authenticate", "Bearer"))
     if isinstance(known, WrongMethod):
         headers.append(("allow", route.method))
     return Response(route.error_body(known), known.status, JSON, headers)
 
 
-def _unknown(request: Request) -> Response:
+def _unknown(_: Request) -> Response:
     raise UnknownPath("There is nothing at this address", hint="The server's page at / lists its addresses")
 
 

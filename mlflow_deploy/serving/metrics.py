@@ -11,6 +11,7 @@ import mmap
 import os
 import threading
 from bisect import bisect_left
+from typing import Any, Protocol, overload
 
 PROTOCOLS = ("mlflow", "oip_http", "oip_grpc", "other")
 STATUSES = (200, 400, 401, 403, 404, 405, 408, 413, 415, 429, 500, 501, 503, 504)
@@ -33,12 +34,24 @@ _ROW = BATCH + BATCHED
 _HEAD = 8  # cells before the first row; the first one is the draining flag
 
 
+class Cells(Protocol):
+    """A memoryview of float64, whose stub knows bytes only."""
+
+    @overload
+    def __getitem__(self, at: int) -> float: ...
+    @overload
+    def __getitem__(self, at: slice) -> Cells: ...
+    def __getitem__(self, at: Any) -> Any: ...
+    def __setitem__(self, at: int, value: float) -> None: ...
+    def tolist(self) -> list[float]: ...
+
+
 class SharedMetrics:
     """The mapping with the rows of all workers, and the flag that the server is stopping."""
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
-        self._cells = memoryview(mmap.mmap(-1, (_HEAD + workers * _ROW) * 8)).cast("d")
+        self._cells: Cells = memoryview(mmap.mmap(-1, (_HEAD + workers * _ROW) * 8)).cast("d")  # type: ignore[assignment]
 
     @property
     def draining(self) -> bool:
@@ -49,7 +62,7 @@ class SharedMetrics:
         """Tell all workers that the server stops."""
         self._cells[0] = 1.0
 
-    def row(self, worker: int) -> memoryview:
+    def row(self, worker: int) -> Cells:
         """The cells of a worker."""
         start = _HEAD + worker * _ROW
         return self._cells[start : start + _ROW]
@@ -80,7 +93,14 @@ class WorkerMetrics:
         self._cells[WAITING] = waiting
 
     def answered(
-        self, protocol: int, status: int, seconds: float, queued: float, computed: float, rows: int
+        self,
+        protocol: int,
+        status: int,
+        seconds: float,
+        queued: float,
+        computed: float,
+        rows: int,
+        batch: int,
     ) -> None:
         """A request was answered.
 
@@ -90,6 +110,7 @@ class WorkerMetrics:
             queued: from its arrival to the model call.
             computed: time of the model call.
             rows: rows computed; 0 when the model was not called.
+            batch: rows of the model call that this request led; 0 when it shared another's.
         """
         latency = LATENCY + protocol * TIMED
         cells = self._cells
@@ -103,5 +124,6 @@ class WorkerMetrics:
                 cells[QUEUE + TIMED - 1] += queued
                 cells[MODEL + bisect_left(SECONDS, computed)] += 1
                 cells[MODEL + TIMED - 1] += computed
-                cells[BATCH + bisect_left(BATCHES, rows)] += 1
-                cells[BATCH + BATCHED - 1] += rows
+            if batch:
+                cells[BATCH + bisect_left(BATCHES, batch)] += 1
+                cells[BATCH + BATCHED - 1] += batch

@@ -11,15 +11,19 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
 
-from granian.constants import HTTPModes, Interfaces
+import numpy as np
+from granian.constants import HTTPModes, Interfaces, SSLProtocols
 from granian.log import LogLevels
 from granian.server.mp import MPServer
 
+from mlflow_deploy.serving.auth import Guard
 from mlflow_deploy.serving.http import App
 from mlflow_deploy.serving.logs import logger
-from mlflow_deploy.serving.protocols import info, mlflow
+from mlflow_deploy.serving.protocols import info, mlflow, oip
 from mlflow_deploy.serving.tuning import concurrency
 from mlflow_deploy.serving.worker import Launch, Worker
 
@@ -41,14 +45,13 @@ def die_with_parent(number: signal.Signals, parent: int) -> None:
         os.kill(os.getpid(), number)
 
 
-class Server(MPServer):  # type: ignore[misc] # granian ships no types for it
-    """granian with three additions: a flag for draining, a bounded drain, an exit status for broken bundles."""
+class Server(MPServer):
+    """granian with four additions: a draining flag, a bounded drain, TLS, an exit status for broken bundles."""
 
     def __init__(self, launch: Launch, host: str, port: int, *, wait: bool) -> None:
         settings = launch.config.serving
         self._launch = launch
         self._wait = wait
-        self._numbers = 0
         self.broken = False
         super().__init__(
             "mlflow_deploy",
@@ -61,6 +64,11 @@ class Server(MPServer):  # type: ignore[misc] # granian ships no types for it
             respawn_failed_workers=True,
             workers_kill_timeout=max(1, math.ceil(settings.drain_seconds)),
             log_level=LogLevels.error,
+            ssl_cert=_path(settings.tls_cert),
+            ssl_key=_path(settings.tls_key),
+            ssl_ca=_path(settings.tls_client_ca),
+            ssl_client_verify=bool(settings.tls_client_ca),
+            ssl_protocol_min=SSLProtocols.tls12,
         )
 
     def run(self) -> int:
@@ -71,21 +79,17 @@ class Server(MPServer):  # type: ignore[misc] # granian ships no types for it
     def signal_handler_interrupt(self, *args: Any, **kwargs: Any) -> None:
         """Start to drain."""
         self._launch.shared.drain()
-        super().signal_handler_interrupt(*args, **kwargs)
+        super().signal_handler_interrupt(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def shutdown(self, exit_code: int = 0) -> None:
         """Stop the workers; the port stays open for `drain_delay_seconds` before."""
         if self.interrupt_signal and not self.broken:
             time.sleep(self._launch.config.serving.drain_delay_seconds)
-        super().shutdown(BROKEN if self.broken else exit_code)
+        super().shutdown(BROKEN if self.broken else exit_code)  # type: ignore[no-untyped-call]
 
-    def _init_shared_socket(self) -> None:
-        # The base class binds the port for a moment to see that it is free. A caller that connects in this
-        # moment would be lost, so the workers alone bind it.
-        super()._init_shared_socket()
-
-    def _spawn_worker(self, idx: int, target: Any, callback_loader: Any) -> Any:
-        loader = functools.partial(load_application, self._launch, idx, self._wait, os.getpid())
+    def _spawn_worker(self, idx: int, target: Any, callback_loader: Any) -> Any:  # type: ignore[override]
+        place = Place(idx, self.bind_addr, self.bind_port, self._wait, os.getpid())
+        loader = functools.partial(load_application, self._launch, place)
         return super()._spawn_worker(idx=idx, target=target, callback_loader=loader)
 
     def _respawn_workers(self, workers: list[int], *args: Any, **kwargs: Any) -> None:
@@ -98,40 +102,84 @@ class Server(MPServer):  # type: ignore[misc] # granian ships no types for it
         super()._respawn_workers(workers, *args, **kwargs)
 
 
-def _no_application() -> None:
+def _no_application() -> Callable[..., Any]:
     raise AssertionError("each worker gets its own loader")
 
 
-def load_application(launch: Launch, number: int, wait: bool, parent: int) -> Callable[..., Any]:
-    """Make one worker's application; runs in the worker, before it binds the port.
+@dataclass(frozen=True)
+class Place:
+    """Where one worker serves.
 
-    Args:
-        wait: load the model before returning, so that the port is bound when the worker is ready.
+    Attributes:
+        number: which worker it is, from 0.
+        host: address to bind.
+        port: HTTP port to bind.
+        wait: load the model first, so that the port is bound when the worker is ready.
         parent: process id of the server's parent process.
     """
-    die_with_parent(signal.SIGKILL, parent)
+
+    number: int
+    host: str
+    port: int
+    wait: bool
+    parent: int
+
+
+def load_application(launch: Launch, place: Place) -> Callable[..., Any]:
+    """Make one worker's application; runs in the worker, before it binds the port."""
+    die_with_parent(signal.SIGKILL, place.parent)
     # The parent's handlers were inherited and would swallow a SIGTERM that comes while loading.
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, signal.SIG_DFL)
-    worker = Worker(launch, number)
-    app = make_app(worker)
-    if wait:
+    # Overflow and NaN are values here; numpy would warn about each.
+    np.seterr(all="ignore")
+    worker = Worker(launch, place.number)
+    settings = worker.settings
+    try:
+        guard = Guard(Path(settings.auth_file)) if settings.auth == "token" else None
+        app = make_app(worker, guard)
+        if not place.wait:
+            _serve_grpc(worker, place, guard)
+    except Exception:  # noqa: BLE001 - logged, and told to the parent by the exit status
+        _give_up(worker)
+    if place.wait:
         _load(worker)
+        try:
+            _serve_grpc(worker, place, guard)
+        except Exception:  # noqa: BLE001
+            _give_up(worker)
     else:
         threading.Thread(target=_load, args=(worker,), name="load", daemon=True).start()
     return app
 
 
-def make_app(worker: Worker) -> App:
+def _serve_grpc(worker: Worker, place: Place, guard: Guard | None) -> None:
+    if worker.settings.grpc:
+        from mlflow_deploy.serving.protocols.grpc import server as grpc
+
+        grpc.start(worker, place.host, worker.settings.grpc_port or place.port + 1, guard)
+
+
+def make_app(worker: Worker, guard: Guard | None = None) -> App:
     """The HTTP application over a worker's state."""
-    return App(worker, {**info.routes(worker), **mlflow.routes(worker)})
+    table, prefixes = oip.routes(worker)
+    return App(worker, {**info.routes(worker), **mlflow.routes(worker), **table}, prefixes, guard)
 
 
 def _load(worker: Worker) -> None:
     """Load the model, or end the process with the status that tells the parent not to try again."""
     try:
         worker.load()
-    except Exception:
-        logger().exception("the model cannot be loaded", extra={"fields": worker.identity})
-        sys.stderr.flush()
-        os._exit(BROKEN)
+    except Exception:  # noqa: BLE001
+        _give_up(worker)
+
+
+def _give_up(worker: Worker) -> NoReturn:
+    """Log the exception at hand and end this worker for good."""
+    logger().exception("the model cannot be served", extra={"fields": worker.identity})
+    sys.stderr.flush()
+    os._exit(BROKEN)
+
+
+def _path(setting: str) -> Path | None:
+    return Path(setting) if setting else None

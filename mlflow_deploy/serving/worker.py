@@ -20,7 +20,7 @@ from mlflow_deploy.serving.dataplane import DataPlane
 from mlflow_deploy.serving.logs import logger
 from mlflow_deploy.serving.metrics import SharedMetrics, WorkerMetrics
 
-_GAUGE_SECONDS = 0.5
+_TICK_SECONDS = 0.25
 
 
 @dataclass(frozen=True)
@@ -70,14 +70,15 @@ class Worker:
         # What was loaded stays: the collector need not walk through it again and again.
         gc.collect()
         gc.freeze()
-        threading.Thread(target=self._watch, args=(plane,), name="gauges", daemon=True).start()
+        threading.Thread(target=self._watch, args=(plane,), name="tick", daemon=True).start()
         logger().info("ready", extra={"fields": {"seconds": round(seconds, 3), **self.identity}})
 
     def _watch(self, plane: DataPlane) -> None:
-        """Keep the gauges true without a cost for each request."""
+        """End overdue calls and keep the gauges true, without a cost for each request."""
         while True:
+            plane.tick()
             self.metrics.gauges(plane.admission.active, plane.admission.waiting)
-            time.sleep(_GAUGE_SECONDS)
+            time.sleep(_TICK_SECONDS)
 
     @property
     def identity(self) -> dict[str, str]:
@@ -109,7 +110,7 @@ class Clock:
     def __init__(self) -> None:
         self.arrived = time.perf_counter()
         self.queued = self.computed = 0.0
-        self.rows = 0
+        self.rows = self.batch = 0
 
 
 def _warm_up(plane: DataPlane, bundle: Bundle) -> None:

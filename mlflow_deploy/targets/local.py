@@ -130,7 +130,6 @@ class LocalTarget(Target):
     def start(self, record: DeploymentRecord, revision: RevisionRecord, bundle: Bundle) -> RevisionStatus:
         program = _program_name(record.name, revision.number)
         try:
-            self.supervisor.ensure_running()
             self._run(record, revision, bundle)
             return self._wait_ready(record, revision)
         except BaseException:
@@ -166,7 +165,6 @@ class LocalTarget(Target):
             raise Unsupported(
                 self.name, "sharing traffic between revisions without a gateway", "Give one revision 100 %"
             )
-        self.supervisor.ensure_running()
         for number in wanted:
             self._run(record, record.revision(number), bundles[number])
         kept = {_program_name(record.name, number) for number in wanted}

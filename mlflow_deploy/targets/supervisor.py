@@ -21,6 +21,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
 
+import psutil
+
 from mlflow_deploy.errors import ConfigError, StateWriteFailed, SupervisorError
 from mlflow_deploy.files import locked, write_atomic
 
@@ -89,43 +91,6 @@ class Supervisor:
 
     # --- the daemon ---
 
-    def ensure_running(self) -> None:
-        """Start supervisord unless it answers. It outlives this process and its terminal.
-
-        Raises:
-            SupervisorError: it does not come up.
-        """
-        if self.is_running():
-            return
-        with self._folder_errors():
-            self._programs.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with self._folder_errors(), locked(self.folder / "supervisord.lock", wait=True):
-            if self.is_running():
-                return
-            config = self.folder / "supervisord.conf"
-            write_atomic(config, self._daemon_config().encode())
-            started = subprocess.run(
-                [sys.executable, "-m", "supervisor.supervisord", "-c", str(config)],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                check=False,
-                cwd="/",
-            )
-            if started.returncode:
-                raise SupervisorError(
-                    "The process supervisor cannot be started",
-                    (started.stderr or started.stdout).strip()[-500:],
-                )
-            deadline = time.monotonic() + _START_SECONDS
-            while not self.is_running():
-                if time.monotonic() > deadline:
-                    raise SupervisorError(
-                        "The process supervisor does not answer",
-                        f"nothing listens on {self._socket}; its log is {self.folder / 'supervisord.log'}",
-                    )
-                time.sleep(0.02)
-
     def is_running(self) -> bool:
         """Whether supervisord answers."""
         try:
@@ -137,14 +102,9 @@ class Supervisor:
 
     def shut_down(self) -> None:
         """Drain and stop all processes and supervisord itself; the programs come back with the next start."""
-        if not self.is_running():
-            return
-        with self._rpc() as rpc:
-            rpc.stopAllProcesses(True)
-            pid = int(rpc.getPID())
-            rpc.shutdown()
-        while _alive(pid):
-            time.sleep(0.02)
+        if self._programs.is_dir():
+            with locked(self.folder / "programs.lock", wait=True):
+                self._shut_down()
 
     # --- processes ---
 
@@ -154,22 +114,29 @@ class Supervisor:
         Raises:
             SupervisorError: supervisord does not answer or refuses the program.
         """
+        with self._folder_errors():
+            self._programs.mkdir(parents=True, exist_ok=True, mode=0o700)
         with self._folder_errors(), locked(self.folder / "programs.lock", wait=True):
             config = self._program_file(program.name)
             text = _program_config(program).encode()
             unchanged = config.exists() and config.read_bytes() == text
             write_atomic(config, text)
+            self._ensure_running()
             with self._rpc() as rpc:
                 rpc.reloadConfig()
                 if not unchanged:
                     _drop_group(rpc, program.name)
-                if self._info(rpc, program.name) is None:
+                process = self._info(rpc, program.name)
+                if process is None:
                     rpc.addProcessGroup(program.name)
-                elif self._info(rpc, program.name).state in ("STOPPED", "EXITED", "FATAL"):  # type: ignore[union-attr]
+                elif process.state in ("STOPPED", "EXITED", "FATAL"):
                     rpc.startProcess(program.name, False)
 
     def remove(self, name: str) -> None:
-        """Drain and stop a process for good; does nothing when there is none."""
+        """Drain and stop a process for good, and supervisord with the last one.
+
+        Does nothing when there is no such process.
+        """
         if not self._programs.is_dir():
             return
         with locked(self.folder / "programs.lock", wait=True):
@@ -178,6 +145,8 @@ class Supervisor:
                 with self._rpc() as rpc:
                     _drop_group(rpc, name)
                     rpc.reloadConfig()
+                if not self.program_names():
+                    self._shut_down()
 
     def program_names(self) -> list[str]:
         """Names of all programs, whether supervisord runs or not."""
@@ -195,6 +164,49 @@ class Supervisor:
             return self._info(rpc, name)
 
     # --- details ---
+
+    def _ensure_running(self) -> None:
+        """Start supervisord unless it answers; the caller holds the programs' lock.
+
+        It outlives this process and its terminal.
+        """
+        if self.is_running():
+            return
+        config = self.folder / "supervisord.conf"
+        write_atomic(config, self._daemon_config().encode())
+        started = subprocess.run(
+            [sys.executable, "-m", "supervisor.supervisord", "-c", str(config)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd="/",
+        )
+        if started.returncode:
+            why = (started.stderr or started.stdout).strip()[-500:]
+            raise SupervisorError("The process supervisor cannot be started", why)
+        deadline = time.monotonic() + _START_SECONDS
+        while not self.is_running():
+            if time.monotonic() > deadline:
+                raise SupervisorError(
+                    "The process supervisor does not answer",
+                    f"nothing listens on {self._socket}; its log is {self.folder / 'supervisord.log'}",
+                )
+            time.sleep(0.02)
+
+    def _shut_down(self) -> None:
+        """Stop supervisord; the caller holds the programs' lock, so that nobody starts another meanwhile."""
+        if not self.is_running():
+            return
+        with self._rpc() as rpc:
+            rpc.stopAllProcesses(True)
+            pid = int(rpc.getPID())
+            rpc.shutdown()
+        deadline = time.monotonic() + _START_SECONDS
+        while _alive(pid):
+            if time.monotonic() > deadline:
+                raise SupervisorError("The process supervisor does not stop", f"process {pid} still runs")
+            time.sleep(0.02)
 
     def _info(self, rpc: Any, name: str) -> ProcessState | None:
         try:
@@ -311,7 +323,7 @@ def _socket_path(folder: Path) -> Path:
 
 def _alive(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        # A process that has ended stays a zombie where nothing reaps it, as in containers without an init.
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
-    return True

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 
 import mlflow
 import pandas as pd
 from data import FEATURES, load_flights
+from mlflow.exceptions import MlflowException
 from train import month_list, without_hints
 
+from mlflow_deploy.errors import DeployError
 from mlflow_deploy.monitoring import DriftReport, build_profile, detect_drift
 
 TABLE = "drift/table.json"
@@ -70,7 +73,10 @@ def main() -> None:
     parser.add_argument("--months", type=month_list, default="7", help="such as 6,7")
     parser.add_argument("--false-alarm-rate", type=float, default=0.01)
     args = parser.parse_args()
-    report = monitor(args.model_uri, args.months, false_alarm_rate=args.false_alarm_rate)
+    try:
+        report = monitor(args.model_uri, args.months, false_alarm_rate=args.false_alarm_rate)
+    except (MlflowException, DeployError, LookupError) as error:
+        sys.exit(f"Error: {error}")
     show(report)
 
 

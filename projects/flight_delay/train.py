@@ -185,7 +185,10 @@ def without_hints() -> Iterator[None]:
 
 def month_list(text: str) -> list[int]:
     """Months written with commas between them; a parser for argparse."""
-    return [int(month) for month in text.split(",")]
+    months = [int(month) for month in text.split(",")]
+    if not all(1 <= month <= 12 for month in months):
+        raise argparse.ArgumentTypeError(f"months are numbers from 1 to 12, not {text!r}")
+    return months
 
 
 def main() -> None:

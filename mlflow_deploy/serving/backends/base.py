@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -22,11 +23,19 @@ class Call:
         data: what the model's `run` takes; only the back end that made it looks inside.
         rows: number of rows.
         stackable: calls with the same, non-empty key may be computed in one model call.
+        expires: `time.perf_counter()` after which nobody waits for the result; infinite when there is no limit.
+        begun: when the model call began.
+        ended: when it ended.
+        batch: rows of the model call that this call led, 0 when it was computed in another's.
     """
 
     data: Any
     rows: int
     stackable: tuple[Any, ...] = ()
+    expires: float = math.inf
+    begun: float = 0.0
+    ended: float = 0.0
+    batch: int = 0
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,11 @@ class Model(Protocol):
     providers: tuple[str, ...]
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
+    interruptible: bool
+    """Calls past their `expires` are ended by `expire`."""
+
+    def expire(self, now: float) -> None:
+        """End the calls that are past their `expires`; does nothing when the model is not interruptible."""
 
     def parse_json(self, body: bytes) -> Call:
         """The call in a JSON body of MLflow's /invocations.
@@ -108,7 +122,8 @@ def load_model(bundle: Bundle, settings: ServingSettings) -> Model:
     kind = bundle.manifest.servable.kind
     if kind not in _BACKENDS:
         raise ConfigError(
-            f"This server cannot run servables of form {kind!r}", hint=f"It runs {', '.join(sorted(_BACKENDS))}"
+            f"This server cannot run servables of form {kind!r}",
+            hint=f"It runs {', '.join(sorted(_BACKENDS))}",
         )
     model: Model = importlib.import_module(_BACKENDS[kind]).load(bundle, settings)
     return model

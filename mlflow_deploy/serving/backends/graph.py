@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,19 +17,29 @@ from mlflow_deploy.serving.signature import NUMPY_TYPES, parse_signature
 from mlflow_deploy.serving.values import Array
 from mlflow_deploy.settings import ServingSettings
 
-RunGraph = Callable[[Feeds], Sequence[Any]]
+
+class Graph(Protocol):
+    """A loaded graph."""
+
+    interruptible: bool
+
+    def run(self, feeds: Feeds, expires: float) -> Sequence[Any]:
+        """The outputs in the servable's order; ends with an exception when it is expired meanwhile."""
+
+    def expire(self, now: float) -> None:
+        """End the runs whose `expires` has passed."""
 
 
 class GraphModel:
     """A model whose computation is a graph from named tensors to named tensors.
 
     Args:
-        run_graph: computes the graph: feeds in, outputs in the servable's order out.
+        graph: the computation.
         providers: where it computes, for /version.
     """
 
     def __init__(
-        self, bundle: Bundle, settings: ServingSettings, run_graph: RunGraph, providers: tuple[str, ...]
+        self, bundle: Bundle, settings: ServingSettings, graph: Graph, providers: tuple[str, ...]
     ) -> None:
         servable = bundle.manifest.servable
         self.signature = parse_signature(bundle.document("signature.json"))
@@ -37,10 +47,14 @@ class GraphModel:
         self._feeds = make_feeds(servable.feeds, self.signature, settings.max_rows)
         self._bodies = GraphBodies(self._feeds, self.signature.params if self.signature else ())
         self._answers = Answers(servable)
-        self._run_graph = run_graph
+        self._graph = graph
+        self.interruptible = graph.interruptible
         self._batchable = servable.batchable and settings.max_batch_size > 1
         self.inputs = self._describe_inputs()
         self.outputs = self._describe_outputs()
+
+    def expire(self, now: float) -> None:
+        self._graph.expire(now)
 
     def parse_json(self, body: bytes) -> Call:
         return self._call(*self._bodies.from_json(body))
@@ -58,7 +72,9 @@ class GraphModel:
     def parse_tensors(self, tensors: Mapping[str, Array], params: Mapping[str, Any]) -> Call:
         self._bodies.check_params(params)
         if isinstance(self._feeds, FrameFeeds):
-            return self._call(*self._feeds.from_columns({name: flat(name, tensors[name]) for name in tensors}))
+            return self._call(
+                *self._feeds.from_columns({name: flat(name, tensors[name]) for name in tensors})
+            )
         missing = [tensor.name for tensor in self.inputs if tensor.name not in tensors]
         if missing:
             raise InvalidValue(f"Model is missing inputs {missing}")
@@ -74,7 +90,7 @@ class GraphModel:
         return Call(feeds, rows, tuple(array.shape[1:] for array in feeds.values()))
 
     def run(self, call: Call) -> list[Array]:
-        return self._answers.finish(self._run_graph(call.data))
+        return self._answers.finish(self._graph.run(call.data, call.expires))
 
     def stack(self, calls: Sequence[Call]) -> Call:
         feeds = {name: np.concatenate([call.data[name] for call in calls]) for name in calls[0].data}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from mlflow_deploy.bundle import Bundle
 from mlflow_deploy.serving.backends.graph import GraphModel
@@ -30,12 +31,38 @@ def load(bundle: Bundle, settings: ServingSettings) -> GraphModel:
     providers = _providers(ort.get_available_providers())
     session = ort.InferenceSession(os.fspath(bundle.servable_path), options, providers=providers)
     names = [output.name for output in bundle.manifest.servable.outputs]
+    return GraphModel(bundle, settings, OnnxGraph(session, names), tuple(session.get_providers()))
 
-    def run_graph(feeds: Feeds) -> list[Array]:
-        result: list[Array] = session.run(names, feeds)
+
+class OnnxGraph:
+    """An ONNX Runtime session whose runs can be ended from another thread."""
+
+    interruptible = True
+
+    def __init__(self, session: Any, outputs: list[str]) -> None:
+        import onnxruntime as ort
+
+        self._run = session.run
+        self._outputs = outputs
+        self._options = ort.RunOptions
+        self._running: dict[int, tuple[float, Any]] = {}
+
+    def run(self, feeds: Feeds, expires: float) -> list[Array]:
+        """The outputs, in the servable's order."""
+        options = self._options()
+        key = id(options)
+        self._running[key] = (expires, options)
+        try:
+            result: list[Array] = self._run(self._outputs, feeds, options)
+        finally:
+            del self._running[key]
         return result
 
-    return GraphModel(bundle, settings, run_graph, tuple(session.get_providers()))
+    def expire(self, now: float) -> None:
+        """End the runs whose `expires` has passed; each raises in its own thread."""
+        for expires, options in list(self._running.values()):
+            if now > expires:
+                options.terminate = True
 
 
 def _providers(available: list[str]) -> list[str]:

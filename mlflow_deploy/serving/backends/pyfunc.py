@@ -41,6 +41,7 @@ class PyfuncModel:
     """An MLflow model behind the data plane's interface."""
 
     providers: tuple[str, ...] = ("python",)
+    interruptible = False
 
     def __init__(self, model: Any, bundle: Bundle, settings: ServingSettings) -> None:
         self.signature = parse_signature(bundle.document("signature.json"))
@@ -60,8 +61,13 @@ class PyfuncModel:
         for at, column in enumerate(columns):
             dtype = NUMPY_TYPES.get(column.type, "str")
             dtype = "str" if dtype.startswith("datetime") else dtype
-            infos.append(TensorInfo(column.name or (plain if outputs else str(at)), dtype, (-1,), column.required))
+            infos.append(
+                TensorInfo(column.name or (plain if outputs else str(at)), dtype, (-1,), column.required)
+            )
         return tuple(infos)
+
+    def expire(self, now: float) -> None:
+        """Python code cannot be ended from outside; the data plane answers without it."""
 
     # --- requests ------------------------------------------------------------------------------------------
 
@@ -107,7 +113,11 @@ class PyfuncModel:
 
         from mlflow_deploy.serving.backends.graph import flat
 
-        columns = {info.name: flat(info.name, tensors[info.name]).tolist() for info in self.inputs if info.name in tensors}
+        columns = {
+            info.name: flat(info.name, tensors[info.name]).tolist()
+            for info in self.inputs
+            if info.name in tensors
+        }
         if len({len(values) for values in columns.values()}) > 1:
             raise InvalidValue("The columns differ in length")
         rows = [list(row) for row in zip(*columns.values(), strict=True)]
@@ -115,7 +125,8 @@ class PyfuncModel:
         if self.signature is not None and not self.signature.named:
             names = list(range(len(names)))
         with _caller_fault("The columns do not fit the model's signature"):
-            return dataframe_from_parsed_json({"columns": names, "data": rows}, "split", self._schema)
+            split = {"columns": names, "data": rows}
+            return dataframe_from_parsed_json(split, "split", self._schema)
 
     def _call(self, data: Any, params: Any, bare: bool) -> Call:
         rows = _rows(data)

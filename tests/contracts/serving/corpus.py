@@ -33,7 +33,9 @@ def corpus(animal: Animal) -> list[Case]:
         cases += _tensors({name: np.asarray(value).tolist() for name, value in animal.tensors.items()})
     if animal.params and animal.table is not None:
         split = _split(animal.table)
-        cases += [_json(f"params {n}", {"dataframe_split": split, "params": p}) for n, p in enumerate(animal.params)]
+        cases += [
+            _json(f"params {n}", {"dataframe_split": split, "params": p}) for n, p in enumerate(animal.params)
+        ]
     return cases
 
 
@@ -105,7 +107,12 @@ def _frame(table: pd.DataFrame) -> list[Case]:
         without = table.drop(columns=name)
         label = f"without {name}"
         cases.append(_json(f"split {label}", {"dataframe_split": _split(without)}))
-        cases.append(_json(f"records {label}", {"dataframe_records": [{k: v for k, v in r.items() if k != name} for r in records]}))
+        cases.append(
+            _json(
+                f"records {label}",
+                {"dataframe_records": [{k: v for k, v in r.items() if k != name} for r in records]},
+            )
+        )
         cases.append(Case(f"CSV {label}", without.to_csv(index=False).encode(), "text/csv"))
         cases.append(Case(f"Parquet {label}", _parquet(without), "application/vnd.apache.parquet"))
     return cases
@@ -129,7 +136,10 @@ def _frame_values(table: pd.DataFrame) -> list[Case]:
         _json("instances of records", {"instances": records}),
         _json("instances of rows", {"instances": rows}),
         _json("instances of columns", {"instances": columns}),
-        _json("instances without one", {"instances": [{k: v for k, v in r.items() if k != names[0]} for r in records]}),
+        _json(
+            "instances without one",
+            {"instances": [{k: v for k, v in r.items() if k != names[0]} for r in records]},
+        ),
         _json("empty inputs", {"inputs": []}),
         _json("empty instances", {"instances": []}),
         _json("null inputs", {"inputs": None}),
@@ -152,7 +162,9 @@ def _frame_types(table: pd.DataFrame) -> list[Case]:
         for label, value in _ODD.items():
             row = json.dumps(dict(zip(names, _rows(table)[0], strict=True)) | {name: "@"}, default=str)
             record = row.replace('"@"', value)
-            cells = json.dumps(["@" if n == name else v for n, v in zip(names, _rows(table)[0], strict=True)], default=str)
+            cells = json.dumps(
+                ["@" if n == name else v for n, v in zip(names, _rows(table)[0], strict=True)], default=str
+            )
             split = f'{{"dataframe_split": {{"columns": {json.dumps(names)}, "data": [{cells}]}}}}'
             cases.append(Case(f"split {name}={label}", split.replace('"@"', value).encode()))
             cases.append(Case(f"records {name}={label}", f'{{"dataframe_records": [{record}]}}'.encode()))
@@ -189,7 +201,10 @@ def _tensors(tensors: dict[str, Any]) -> list[Case]:
             _json("inputs and params", {"inputs": rows, "params": {"a": 1}}),
             _json("split", {"dataframe_split": {"columns": names, "data": rows}}),
             _json("split without names", {"dataframe_split": {"data": rows}}),
-            _json("split, too narrow", {"dataframe_split": {"columns": names[1:], "data": [r[1:] for r in rows]}}),
+            _json(
+                "split, too narrow",
+                {"dataframe_split": {"columns": names[1:], "data": [r[1:] for r in rows]}},
+            ),
             Case("CSV", pd.DataFrame(rows, columns=names).to_csv(index=False).encode(), "text/csv"),
         ]
     records = [{name: value[at] for name, value in tensors.items()} for at in range(2)]
@@ -199,11 +214,17 @@ def _tensors(tensors: dict[str, Any]) -> list[Case]:
         _json("instances", {"instances": records}),
         _json("inputs with extra", {"inputs": {**tensors, "extra": [1]}}),
         _json("inputs without one", {"inputs": {k: v for k, v in tensors.items() if k != first}}),
-        _json("instances without one", {"instances": [{k: v for k, v in r.items() if k != first} for r in records]}),
+        _json(
+            "instances without one",
+            {"instances": [{k: v for k, v in r.items() if k != first} for r in records]},
+        ),
         _json("inputs of rows", {"inputs": tensors[first]}),
         _json("inputs, too wide", {"inputs": {**tensors, first: [[*row, 1.0] for row in tensors[first]]}}),
         _json("inputs of text", {"inputs": {**tensors, first: [["a"] * len(row) for row in tensors[first]]}}),
         _json("inputs of other lengths", {"inputs": {**tensors, first: tensors[first][:1]}}),
         _json("records of lists", {"dataframe_records": records}),
-        _json("split of lists", {"dataframe_split": {"columns": list(tensors), "data": [list(r.values()) for r in records]}}),
+        _json(
+            "split of lists",
+            {"dataframe_split": {"columns": list(tensors), "data": [list(r.values()) for r in records]}},
+        ),
     ]

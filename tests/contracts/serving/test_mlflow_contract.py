@@ -24,13 +24,25 @@ Answer = tuple[int, Any]
 # model, case, why the answers differ: all on purpose, or MLflow's fault
 DIFFERENCES = [
     (".*", "no content type", "MLflow answers 500 to a missing Content-Type; ours says 415"),
-    ("raising", "=(a negative)", "MLflow answers 400, the stack trace and the input to a model's exception; ours 500"),
+    (
+        "raising",
+        "=(a negative)",
+        "MLflow answers 400, the stack trace and the input to a model's exception; ours 500",
+    ),
     ("dates", "(split|records|inputs) when=", "the model, not the request: see `raising`"),
     ("longs", "=2\\*\\*40", "MLflow lets an integer that is too large wrap around; ours refuses it"),
     ("booleans", "=(a list|an object)", "MLflow takes a list for true in some forms; ours refuses it in all"),
     ("tensors", "CSV", "MLflow fails on CSV for any tensor signature; ours reads it"),
-    ("no_signature", "numbers in text", "a graph has a number type, so text that spells numbers is read as such"),
-    ("multi_output", "=(null|NaN)", "scikit-learn's forests send NaN another way than ONNX's: conversion's parity"),
+    (
+        "no_signature",
+        "numbers in text",
+        "a graph has a number type, so text that spells numbers is read as such",
+    ),
+    (
+        "multi_output",
+        "=(null|NaN)",
+        "scikit-learn's forests send NaN another way than ONNX's: conversion's parity",
+    ),
 ]
 
 

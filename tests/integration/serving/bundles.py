@@ -29,7 +29,12 @@ def save_sklearn(model: Any, path: Path, signature: Any, **options: Any) -> Path
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         mlflow.sklearn.save_model(
-            model, path, signature=signature, serialization_format="cloudpickle", pip_requirements=[], **options
+            model,
+            path,
+            signature=signature,
+            serialization_format="cloudpickle",
+            pip_requirements=[],
+            **options,
         )
     return path
 
@@ -102,7 +107,9 @@ def boosting(folder: Path) -> tuple[Path, Bundle]:
     model.fit(table, target)
     signature = infer_signature(table, model.predict(table))
     native = save_sklearn(model, folder / "boosting", signature)
-    content = to_onnx(model, [("X", FloatTensorType([None, 30]))], folder / "boosting-onnx", options={"zipmap": False})
+    content = to_onnx(
+        model, [("X", FloatTensorType([None, 30]))], folder / "boosting-onnx", options={"zipmap": False}
+    )
     row = table.head(1)
     example = {
         "request": {"dataframe_split": row.to_dict(orient="split")},
@@ -130,7 +137,9 @@ def linear(folder: Path) -> tuple[Path, Bundle]:
     model = LogisticRegression().fit(matrix, target)
     signature = infer_signature(matrix, model.predict(matrix))
     native = save_sklearn(model, folder / "linear", signature)
-    content = to_onnx(model, [("X", FloatTensorType([None, 30]))], folder / "linear-onnx", options={"zipmap": False})
+    content = to_onnx(
+        model, [("X", FloatTensorType([None, 30]))], folder / "linear-onnx", options={"zipmap": False}
+    )
     bundle = onnx_bundle(
         folder / "store",
         content,

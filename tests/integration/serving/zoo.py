@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -59,7 +58,9 @@ def probabilities(folder: Path) -> Animal:
         folder / "store",
         content,
         signature,
-        feeds=(Feed(name="X", dtype="float32", columns=tuple(table.columns), shape=(-1, 4), accepts="finite"),),
+        feeds=(
+            Feed(name="X", dtype="float32", columns=tuple(table.columns), shape=(-1, 4), accepts="finite"),
+        ),
         outputs=(Output(name="probabilities", dtype="float64"),),
     )
     return Animal(native, bundle, table.iloc[[0, 7]].reset_index(drop=True))
@@ -230,7 +231,9 @@ def text(folder: Path) -> Animal:
         folder / "store",
         content,
         signature,
-        feeds=(Feed(name="text", dtype="str", columns=("text",), shape=(-1, 1), missing="", accepts="finite"),),
+        feeds=(
+            Feed(name="text", dtype="str", columns=("text",), shape=(-1, 1), missing="", accepts="finite"),
+        ),
         outputs=(Output(name="label", dtype="int64"),),
     )
     return Animal(native, bundle, table.iloc[[0, 1, 2]].reset_index(drop=True))
@@ -299,7 +302,10 @@ def two_towers(folder: Path) -> Animal:
 
     signature = ModelSignature(
         inputs=Schema(
-            [TensorSpec(np.dtype("float32"), (-1, 2), "left"), TensorSpec(np.dtype("float32"), (-1, 3), "right")]
+            [
+                TensorSpec(np.dtype("float32"), (-1, 2), "left"),
+                TensorSpec(np.dtype("float32"), (-1, 3), "right"),
+            ]
         ),
         outputs=Schema(
             [TensorSpec(np.dtype("float32"), (-1,), "total"), TensorSpec(np.dtype("float32"), (-1,), "twice")]
@@ -343,12 +349,12 @@ def two_towers(folder: Path) -> Animal:
         answer="dict",
     )
     rng = np.random.default_rng(7)
-    return Animal(
-        native, bundle, tensors={"left": rng.normal(size=(2, 2)), "right": rng.normal(size=(2, 3))}
-    )
+    return Animal(native, bundle, tensors={"left": rng.normal(size=(2, 2)), "right": rng.normal(size=(2, 3))})
 
 
-def _python(folder: Path, name: str, model: Any, inputs: Any, outputs: Any, params: Any = None) -> tuple[Path, Bundle]:
+def _python(
+    folder: Path, name: str, model: Any, inputs: Any, outputs: Any, params: Any = None
+) -> tuple[Path, Bundle]:
     from mlflow.models import ModelSignature
 
     signature = ModelSignature(inputs=inputs, outputs=outputs, params=params)
@@ -369,9 +375,7 @@ def dates(folder: Path) -> Animal:
     inputs = Schema([ColSpec("datetime", "when"), ColSpec("double", "value")])
     outputs = Schema([ColSpec("long", "year"), ColSpec("datetime", "next")])
     native, bundle = _python(folder, "dates", Dates(), inputs, outputs)
-    table = pd.DataFrame(
-        {"when": [datetime.datetime(2024, 2, 28, 12), datetime.datetime(1999, 12, 31)], "value": [1.0, 2.0]}
-    )
+    table = pd.DataFrame({"when": pd.to_datetime(["2024-02-28 12:00", "1999-12-31"]), "value": [1.0, 2.0]})
     return Animal(native, bundle, table)
 
 

@@ -1,0 +1,238 @@
+"""The gRPC server of one worker: the core calls of the Open Inference Protocol, raw and typed contents."""
+
+from __future__ import annotations
+
+import atexit
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import mlflow_deploy
+from mlflow_deploy.errors import ConfigError, MissingExtra
+from mlflow_deploy.serving.auth import Guard
+from mlflow_deploy.serving.errors import BadRequest, InvalidValue, ModelFailed, RequestError, UnknownPath
+from mlflow_deploy.serving.http import not_ready
+from mlflow_deploy.serving.logs import logger
+from mlflow_deploy.serving.metrics import PROTOCOLS
+from mlflow_deploy.serving.protocols import tensors
+from mlflow_deploy.serving.protocols.grpc.messages import METHODS, SERVICE, messages
+from mlflow_deploy.serving.protocols.oip import metadata
+from mlflow_deploy.serving.tuning import concurrency
+from mlflow_deploy.serving.values import Array
+from mlflow_deploy.serving.worker import Clock, Worker
+
+_PROTOCOL = PROTOCOLS.index("oip_grpc")
+# HTTP status -> name of gRPC's status
+_CODES = {
+    400: "INVALID_ARGUMENT", 401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 404: "NOT_FOUND",
+    413: "RESOURCE_EXHAUSTED", 415: "INVALID_ARGUMENT", 429: "RESOURCE_EXHAUSTED", 500: "INTERNAL",
+    503: "UNAVAILABLE", 504: "DEADLINE_EXCEEDED",
+}  # fmt: skip
+_CONTENTS = {
+    "BOOL": "bool_contents", "INT8": "int_contents", "INT16": "int_contents", "INT32": "int_contents",
+    "INT64": "int64_contents", "UINT8": "uint_contents", "UINT16": "uint_contents", "UINT32": "uint_contents",
+    "UINT64": "uint64_contents", "FP32": "fp32_contents", "FP64": "fp64_contents", "BYTES": "bytes_contents",
+}  # fmt: skip
+
+
+def start(worker: Worker, host: str, port: int, guard: Guard | None) -> Any:
+    """Bind the port and serve in the background.
+
+    Raises:
+        MissingExtra: grpcio or protobuf is not installed.
+        ConfigError: the port cannot be bound.
+    """
+    try:
+        import grpc
+
+        messages()
+    except ImportError as error:
+        raise MissingExtra("gRPC", "grpc", missing=error.name or "grpcio") from error
+    settings = worker.settings
+    server = grpc.server(
+        ThreadPoolExecutor(concurrency(settings) + settings.queue_size, thread_name_prefix="grpc"),
+        options=[
+            ("grpc.so_reuseport", 1),
+            ("grpc.max_receive_message_length", settings.max_body_bytes),
+            ("grpc.max_send_message_length", -1),
+        ],
+    )
+    server.add_generic_rpc_handlers((_handlers(grpc, Service(worker, guard)),))
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        if settings.tls_cert:
+            server.add_secure_port(address, _credentials(grpc, settings))
+        else:
+            server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"gRPC cannot bind {address}", why=str(error), hint="Set serving.grpc_port"
+        ) from error
+    server.start()
+    atexit.register(lambda: server.stop(settings.drain_seconds).wait())
+    return server
+
+
+def _credentials(grpc: Any, settings: Any) -> Any:
+    ca = Path(settings.tls_client_ca).read_bytes() if settings.tls_client_ca else None
+    pair = (Path(settings.tls_key).read_bytes(), Path(settings.tls_cert).read_bytes())
+    return grpc.ssl_server_credentials([pair], root_certificates=ca, require_client_auth=ca is not None)
+
+
+def _handlers(grpc: Any, service: Service) -> Any:
+    known = messages()
+    return grpc.method_handlers_generic_handler(
+        SERVICE,
+        {
+            name: grpc.unary_unary_rpc_method_handler(
+                service.answering(name),
+                request_deserializer=known[f"{name}Request"].FromString,
+                response_serializer=known[f"{name}Response"].SerializeToString,
+            )
+            for name in METHODS
+        },
+    )
+
+
+class Service:
+    """The calls of the protocol on a worker's model."""
+
+    def __init__(self, worker: Worker, guard: Guard | None) -> None:
+        self._worker = worker
+        self._guard = guard
+        source = worker.bundle.manifest.model
+        self._names = tensors.names(worker.config.deployment, source.name)
+        self._version = source.version or "1"
+        self._new = messages()
+
+    def answering(self, name: str) -> Callable[[Any, Any], Any]:
+        """The function for a method, which counts, checks the token and words errors."""
+        import grpc
+
+        handler = getattr(self, name)
+
+        def answer(request: Any, context: Any) -> Any:
+            clock = Clock()
+            status = 200
+            try:
+                if self._guard is not None and name == "ModelInfer":
+                    self._guard.check(dict(context.invocation_metadata()).get("authorization"), "predict")
+                return handler(request, clock)
+            except Exception as error:  # noqa: BLE001 - whatever a model raises becomes a status and a log line
+                known = error if isinstance(error, RequestError) else ModelFailed()
+                status = known.status
+                fields = {"method": name, "status": status, "error": known.text}
+                trace = not isinstance(error, RequestError)
+                logger().log(40 if trace else 30, "request refused", exc_info=trace, extra={"fields": fields})
+                context.abort(getattr(grpc.StatusCode, _CODES[status]), known.text)
+            finally:
+                self._worker.metrics.answered(
+                    _PROTOCOL,
+                    status,
+                    perf_counter() - clock.arrived,
+                    clock.queued,
+                    clock.computed,
+                    clock.rows,
+                    clock.batch,
+                )
+
+        return answer
+
+    def ServerLive(self, request: Any, clock: Clock) -> Any:  # noqa: N802 - the protocol's names
+        """The process answers."""
+        return self._new["ServerLiveResponse"](live=True)
+
+    def ServerReady(self, request: Any, clock: Clock) -> Any:  # noqa: N802
+        """The model is loaded."""
+        return self._new["ServerReadyResponse"](ready=self._worker.ready)
+
+    def ModelReady(self, request: Any, clock: Clock) -> Any:  # noqa: N802
+        """This model is loaded."""
+        self._known(request.name, request.version)
+        return self._new["ModelReadyResponse"](ready=self._worker.ready)
+
+    def ServerMetadata(self, request: Any, clock: Clock) -> Any:  # noqa: N802
+        """Name and version of the server."""
+        return self._new["ServerMetadataResponse"](name="mlflow_deploy", version=mlflow_deploy.__version__)
+
+    def ModelMetadata(self, request: Any, clock: Clock) -> Any:  # noqa: N802
+        """Inputs and outputs of the model."""
+        self._known(request.name, request.version)
+        return self._new["ModelMetadataResponse"](**metadata(self._worker, self._names[0], self._version))
+
+    def RepositoryIndex(self, request: Any, clock: Clock) -> Any:  # noqa: N802
+        """The one model of this server."""
+        model = {"name": self._names[0], "version": self._version}
+        state = "READY" if self._worker.ready else "UNAVAILABLE"
+        return self._new["RepositoryIndexResponse"](models=[{**model, "state": state}])
+
+    def ModelInfer(self, request: Any, clock: Clock) -> Any:  # noqa: N802
+        """Predictions."""
+        self._known(request.model_name, request.model_version)
+        worker = self._worker
+        plane = worker.plane
+        if plane is None or worker.metrics.shared.draining:
+            raise not_ready(worker)
+        parameters = {key: _parameter(value) for key, value in request.parameters.items()}
+        arrays = tensors.for_model(plane.model, _inputs(request))
+        result = plane.model.to_tensors(plane.predict(plane.model.parse_tensors(arrays, parameters), clock))
+        return self._response(request, tensors.select(result, [output.name for output in request.outputs]))
+
+    def _known(self, name: str, version: str) -> None:
+        if name not in self._names or version not in ("", self._version):
+            raise UnknownPath(
+                "There is no such model or version",
+                hint=f"The model is called {self._names[0]}, its version is {self._version}",
+            )
+
+    def _response(self, request: Any, outputs: list[tuple[str, Array]]) -> Any:
+        response = self._new["ModelInferResponse"](
+            model_name=self._names[0], model_version=self._version, id=request.id
+        )
+        # A caller that sent typed contents gets typed contents; half floats have no typed form.
+        raw = bool(request.raw_input_contents) or any(array.dtype.str.endswith("f2") for _, array in outputs)
+        for name, array in outputs:
+            kind = tensors.datatype(array.dtype)
+            output = response.outputs.add(name=name, datatype=kind, shape=array.shape)
+            if raw:
+                response.raw_output_contents.append(tensors.to_binary(array))
+            else:
+                values = tensors.to_json(array)
+                typed = [value.encode() for value in values] if kind == "BYTES" else values
+                getattr(output.contents, _CONTENTS[kind]).extend(typed)
+        return response
+
+
+def _parameter(value: Any) -> Any:
+    choice = value.WhichOneof("parameter_choice")
+    return getattr(value, choice) if choice else None
+
+
+def _inputs(request: Any) -> list[tuple[str, Array]]:
+    raw = request.raw_input_contents
+    if raw and len(raw) != len(request.inputs):
+        raise BadRequest("raw_input_contents must have one part for each input")
+    arrays = []
+    for at, item in enumerate(request.inputs):
+        shape = list(item.shape)
+        if raw:
+            array = tensors.from_binary(item.name, item.datatype, shape, raw[at])
+        else:
+            array = tensors.from_json(item.name, item.datatype, shape, _contents(item))
+        arrays.append((item.name, array))
+    return arrays
+
+
+def _contents(item: Any) -> list[Any]:
+    field = _CONTENTS.get(item.datatype)
+    if field is None:
+        raise InvalidValue(f"Input {item.name!r} has a datatype that typed contents do not have")
+    values = list(getattr(item.contents, field))
+    if field != "bytes_contents":
+        return values
+    try:
+        return [value.decode() for value in values]
+    except UnicodeDecodeError as error:
+        raise InvalidValue(f"Input {item.name!r} holds text that is not UTF-8") from error
