@@ -20,20 +20,17 @@ from mlflow_deploy.config import describe_settings, parse_spec
 from mlflow_deploy.errors import (
     ConfigError,
     DeployError,
-    DeploymentUnavailable,
-    InvalidInput,
     PredictionError,
     UnknownSetting,
     Unsupported,
 )
 from mlflow_deploy.progress import live_progress
+from mlflow_deploy.scoring import post, request_body
 from mlflow_deploy.targets import open_target
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_WRAPPERS = ("dataframe_split", "dataframe_records", "inputs", "instances")
-_PREDICT_SECONDS = 120.0
 _DOOR_ERRORS: dict[type[DeployError], Any] = {}
 
 
@@ -64,7 +61,8 @@ Settings (-C key=value):
 {settings}
 
 Other commands: mlflow-deploy logs NAME -f, mlflow-deploy status, mlflow-deploy up (after a restart).
-State is kept in MLFLOW_DEPLOY_HOME, by default in the user's state directory.
+State is kept in MLFLOW_DEPLOY_HOME, by default in the user's state directory. `predict` sends the token in
+MLFLOW_DEPLOY_TOKEN and the client certificate in MLFLOW_DEPLOY_CLIENT_CERT where the deployment asks for them.
 """
 
 
@@ -200,9 +198,9 @@ class DeploymentClient(BaseDeploymentClient):
             if not deployment_name:
                 raise ConfigError("No deployment was named", hint="Give --name NAME")
             record = self._target.require(deployment_name)
-            return PredictionsResponse(
-                _post(deployment_name, self._target.url(record), _request_body(inputs))
-            )
+            certificate = record.stable.spec.get("serving", {}).get("tls_cert") or True
+            url = self._target.url(record)
+            return PredictionsResponse(post(deployment_name, url, request_body(inputs), certificate))
 
     def explain(
         self, deployment_name: str | None = None, df: pd.DataFrame | None = None, endpoint: str | None = None
@@ -279,111 +277,3 @@ def _error_code(name: str) -> int:
 
     codes = databricks_pb2.ErrorCode
     return int(codes.Value(name) if name in codes.keys() else codes.Value("INTERNAL_ERROR"))  # noqa: SIM118
-
-
-# --- predictions -------------------------------------------------------------------------------------------
-
-
-def _request_body(inputs: Any) -> dict[str, Any]:
-    """The body of MLflow's scoring protocol for whatever a caller or MLflow's command line hands over."""
-    import numpy as np
-    import pandas as pd
-
-    if isinstance(inputs, pd.DataFrame):
-        wrapped = [column for column in inputs.columns if column in _WRAPPERS]
-        if len(wrapped) == 1 and set(inputs.columns) <= {wrapped[0], "params"}:
-            return {column: _unwrapped(inputs[column]) for column in inputs.columns}
-        split = inputs.to_json(orient="split", index=False, date_format="iso", double_precision=15)
-        return {"dataframe_split": _loads(split)}
-    if isinstance(inputs, pd.Series):
-        return _request_body(inputs.to_frame())
-    if isinstance(inputs, Mapping):
-        if any(key in inputs for key in _WRAPPERS):
-            return {str(key): _plain(value) for key, value in inputs.items()}
-        return {"inputs": {str(key): _plain(value) for key, value in inputs.items()}}
-    if isinstance(inputs, list | tuple | np.ndarray):
-        if len(inputs) and isinstance(inputs[0], Mapping):
-            return {"dataframe_records": _plain(inputs)}
-        return {"inputs": _plain(inputs)}
-    raise InvalidInput(
-        f"Input of type {type(inputs).__name__} cannot be sent",
-        hint="Give a DataFrame, a list, an array, or a mapping as in MLflow's scoring protocol",
-    )
-
-
-def _unwrapped(column: pd.Series[Any]) -> Any:
-    """Undo `pandas.read_json` on `{"dataframe_split": {...}}` and the like: MLflow's command line does it.
-
-    pandas makes a column of the wrapper and, where its content is a mapping, an index of the inner keys.
-    """
-    values = [_plain(value) for value in column]
-    if all(isinstance(key, str) for key in column.index):
-        return {
-            key: value
-            for key, value in zip(column.index, values, strict=True)
-            if not (isinstance(value, float) and value != value)
-        }
-    return values
-
-
-def _plain(value: Any) -> Any:
-    """Lists and Python scalars in place of numpy and pandas values, which JSON does not know."""
-    import datetime
-
-    import numpy as np
-    import pandas as pd
-
-    if isinstance(value, Mapping):
-        return {str(key): _plain(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
-    if isinstance(value, np.generic):
-        return _plain(value.item())
-    if isinstance(value, datetime.date):
-        return value.isoformat()
-    if value is pd.NA or value is pd.NaT or (isinstance(value, float) and value != value):
-        return None
-    return value
-
-
-def _loads(text: str) -> Any:
-    import msgspec
-
-    return msgspec.json.decode(text.encode())
-
-
-def _post(name: str, url: str, body: dict[str, Any]) -> dict[str, Any]:
-    """POST a body to a deployment's /invocations and return its answer."""
-    import msgspec
-    import requests
-
-    try:
-        with requests.Session() as session:
-            # A proxy of the environment has no business between this machine and itself.
-            session.trust_env = False
-            response = session.post(
-                f"{url}/invocations",
-                data=msgspec.json.encode(body),
-                headers={"Content-Type": "application/json"},
-                timeout=_PREDICT_SECONDS,
-            )
-    except requests.RequestException as error:
-        raise DeploymentUnavailable(name, url, str(getattr(error.__context__, "reason", error))) from error
-    if response.status_code == 200:
-        answer = response.json()
-        if isinstance(answer, dict) and "predictions" in answer:
-            return answer
-        raise PredictionError(f"Deployment {name!r} answered without predictions", why=response.text[:300])
-    try:
-        why = str(response.json()["message"])
-    except (requests.JSONDecodeError, KeyError, TypeError):
-        why = response.text[:300]
-    if 400 <= response.status_code < 500:
-        raise InvalidInput(f"Deployment {name!r} refused the input", why=why)
-    raise PredictionError(
-        f"Deployment {name!r} failed with status {response.status_code}",
-        why=why,
-        hint=f"The full story is in `mlflow-deploy logs {name}`",
-    )

@@ -21,12 +21,6 @@ class Capability(enum.Enum):
     TEXT = "text"
     """Columns of text."""
 
-    MISSING = "missing"
-    """Missing values, where the native model takes them."""
-
-    DOUBLE = "double"
-    """Arithmetic in 64-bit floats."""
-
     TENSOR = "tensor"
     """Plain arrays as input, without column names."""
 
@@ -92,6 +86,15 @@ CONVERTERS: tuple[ConverterEntry, ...] = (
 def converters_for(loader: str, form: str | None = None) -> list[ConverterEntry]:
     """The converters that read models of this loader module, optionally only those that make `form`."""
     return [entry for entry in CONVERTERS if entry.loader == loader and form in (None, entry.form)]
+
+
+def needs(native: NativeModel) -> frozenset[Capability]:
+    """What a converter must be able to carry over for this model."""
+    texts = any(column.type == "string" for column in native.columns)
+    if native.tensor is not None:
+        texts = native.tensor.dtype == "str"
+    wanted = {Capability.TEXT: texts, Capability.TENSOR: native.tensor is not None}
+    return frozenset(capability for capability, needed in wanted.items() if needed)
 
 
 def load_converter(entry: ConverterEntry) -> Converter:

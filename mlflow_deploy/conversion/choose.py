@@ -167,13 +167,14 @@ def _try(
     progress: Callable[[str], None],
 ) -> Conversion | _Rejection:
     """Build and check the candidates of one converter; the first that passes is taken."""
-    from mlflow_deploy.conversion.base import load_converter
+    from mlflow_deploy.conversion.base import load_converter, needs
 
     try:
         converter = load_converter(entry)
     except MissingExtra as error:
         return _Rejection(error.text, error)
-    why = converter.refuse(native)
+    lacking = sorted(item.value for item in needs(native) - converter.CAPABILITIES)
+    why = f"its converter cannot take {' or '.join(lacking)} inputs" if lacking else converter.refuse(native)
     if why:
         return _Rejection(why, UnsupportedConversion("The model", entry.form, why))
     native = replace(native, hints=converter.hints(native))

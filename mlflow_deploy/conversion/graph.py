@@ -49,6 +49,8 @@ class GraphWriter:
 def finish(model: ModelProto, outputs: Sequence[str]) -> bytes:
     """Keep only what `outputs` need, drop everything that varies from run to run, and serialise.
 
+    The model is changed in place.
+
     Raises:
         ValueError: the graph needs an operator set beyond those ONNX Runtime loads.
     """
@@ -72,7 +74,7 @@ def finish(model: ModelProto, outputs: Sequence[str]) -> bytes:
 
 
 def _keep(model: ModelProto, outputs: Sequence[str]) -> None:
-    """Remove outputs that are not wanted, and then nodes and initializers that nothing needs."""
+    """Remove outputs that are not wanted, and then nodes, initializers and inputs that nothing needs."""
     graph = model.graph
     kept = [output for output in graph.output if output.name in outputs]
     kept.sort(key=lambda output: list(outputs).index(output.name))
@@ -87,6 +89,9 @@ def _keep(model: ModelProto, outputs: Sequence[str]) -> None:
             nodes.append(node)
     nodes.reverse()
     initializers = [item for item in graph.initializer if item.name in needed]
+    inputs = [item for item in graph.input if item.name in needed]
+    del graph.input[:]
+    graph.input.extend(inputs)
     del graph.node[:]
     graph.node.extend(nodes)
     del graph.initializer[:]

@@ -30,7 +30,8 @@ def encode(scope: Any, operator: Any, container: Any) -> None:
     parts = []
     for index, (column, kind) in enumerate(columns):
         table = _table(encoder, index).astype(np.int64 if whole else np.float32)
-        position = _position(graph, column, kind, encoder.categories_[index])
+        refuses = encoder.handle_unknown == "error"
+        position = _position(graph, column, kind, encoder.categories_[index], refuses=refuses)
         parts.append(graph.add("Gather", [graph.constant(table), position], axis=0))
     graph.add("Concat", parts, operator.outputs[0].onnx_name, axis=1)
 
@@ -87,7 +88,7 @@ def _table(encoder: Any, index: int) -> Array:
 
 
 def _unknown(encoder: Any, index: int, width: int) -> Array:
-    """The answer for a category that training did not see; any will do where it is an error natively."""
+    """The answer for a category that training did not see; not looked up where that is an error."""
     if encoder.handle_unknown == "use_encoded_value":
         return np.full(width, float(encoder.unknown_value))
     row = np.zeros(width)
@@ -100,10 +101,16 @@ def _unknown(encoder: Any, index: int, width: int) -> Array:
     return row
 
 
-def _position(graph: GraphWriter, column: str, kind: Any, categories: Array) -> str:
-    """Row of the table for each row of a column: shape [rows]."""
+def _position(graph: GraphWriter, column: str, kind: Any, categories: Array, *, refuses: bool = False) -> str:
+    """Row of the table for each row of a column: shape [rows].
+
+    Args:
+        refuses: the encoder raises on an unknown category. The graph then looks beyond the end of the table,
+            which ONNX Runtime raises on too: an error is better than a made-up answer.
+    """
     known = np.array([not _is_nan(value) for value in categories])
     count = len(categories)
+    unknown = count + 2 if refuses else count
     positions = np.flatnonzero(known)
     if kind is StringTensorType:
         found = graph.add(
@@ -113,7 +120,7 @@ def _position(graph: GraphWriter, column: str, kind: Any, categories: Array) -> 
             op_version=2,
             keys_strings=[*(str(value) for value in categories[known]), MISSING_TEXT],
             values_int64s=[*positions.tolist(), count + 1],
-            default_int64=count,
+            default_int64=unknown,
         )
         return graph.add("Reshape", [found, graph.constant(np.array([-1]))])
     dtype = {FloatTensorType: np.float32, DoubleTensorType: np.float64, Int64TensorType: np.int64}[kind]
@@ -126,7 +133,7 @@ def _position(graph: GraphWriter, column: str, kind: Any, categories: Array) -> 
     any_match = graph.add("ReduceMax", [ones, graph.constant(np.array([1]))], keepdims=0)
     hit = graph.add("Cast", [any_match], to=TensorProto.BOOL)
     place = graph.add("Gather", [graph.constant(positions), best], axis=0)
-    place = graph.add("Where", [hit, place, graph.constant(np.array([count]))])
+    place = graph.add("Where", [hit, place, graph.constant(np.array([unknown]))])
     if dtype is np.int64:
         return place
     nan = graph.add("Reshape", [graph.add("IsNaN", [column]), graph.constant(np.array([-1]))])

@@ -25,7 +25,7 @@ from mlflow_deploy.conversion.graph import MISSING_TEXT, OPSETS, finish
 from mlflow_deploy.conversion.native import NUMERIC, Column, NativeModel, quiet
 from mlflow_deploy.conversion.sklearn_operators import CONVERTERS
 
-CAPABILITIES = frozenset({Capability.TEXT, Capability.MISSING, Capability.DOUBLE, Capability.TENSOR})
+CAPABILITIES = frozenset({Capability.TEXT, Capability.TENSOR})
 
 FILE = "model.onnx"
 
@@ -121,8 +121,8 @@ class _Graph:
         proto.CopyFrom(self._proto)
         names = [item.name for item in proto.graph.output]
         name = names[0] if method == "predict" else names[-1]
-        used = {item.name for item in proto.graph.input}
         (folder / FILE).write_bytes(finish(proto, [name]))
+        used = {item.name for item in proto.graph.input}
         return Servable(
             kind="onnx",
             path=f"{SERVABLE}/{FILE}",

@@ -12,7 +12,7 @@ import requests
 from mlflow_deploy.config import state_home
 from mlflow_deploy.errors import RegistryUnreachable
 from mlflow_deploy.files import write_atomic
-from mlflow_deploy.targets.local import free_port
+from mlflow_deploy.targets.network import free_port
 from mlflow_deploy.targets.supervisor import Program, Supervisor
 
 _PROGRAM = "demo-mlflow"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -12,12 +13,13 @@ from pathlib import Path
 def main(arguments: list[str] | None = None) -> int:
     """Run the server until SIGTERM; returns the exit status.
 
-    0 after a drained SIGTERM, 2 for a wrong command line, 78 for a bundle or configuration that cannot serve.
+    0 after a drained SIGTERM, 1 when the port is taken, 2 for a wrong command line, 78 for a bundle or
+    configuration that cannot serve.
     """
     options = _parse(arguments)
     parent = os.getppid()
     from mlflow_deploy.bundle import read_bundle
-    from mlflow_deploy.errors import DeployError
+    from mlflow_deploy.errors import DeployError, PortInUse
     from mlflow_deploy.serving import logs
     from mlflow_deploy.serving.config import read_config
     from mlflow_deploy.serving.metrics import SharedMetrics
@@ -31,10 +33,30 @@ def main(arguments: list[str] | None = None) -> int:
     except DeployError as error:
         sys.stderr.write(f"Error: {error.text}\n")
         return BROKEN
+    try:
+        _check_port(options.host, options.port)
+    except PortInUse as error:
+        sys.stderr.write(f"Error: {error.text}\n")
+        return error.exit_status
     if options.die_with_parent:
         die_with_parent(signal.SIGTERM, parent)
     launch = Launch(bundle, config, SharedMetrics(config.serving.workers))
     return Server(launch, options.host, options.port, wait=options.listen_when_ready).run()
+
+
+def _check_port(host: str, port: int) -> None:
+    """Raise PortInUse when a process holds the port that does not share it."""
+    from mlflow_deploy.errors import PortInUse
+
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        # The workers of two revisions share a port while one hands over to the other.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise PortInUse(host, port) from error
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -209,7 +209,8 @@ class Target(ABC):
     def url(self, record: DeploymentRecord) -> str:
         """Base URL under which clients reach the deployment."""
         host = "127.0.0.1" if record.host in ("0.0.0.0", "::") else record.host  # noqa: S104
-        return f"http://{f'[{host}]' if ':' in host else host}:{record.port}"
+        tls = bool(record.stable.spec.get("serving", {}).get("tls_cert"))
+        return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{record.port}"
 
     def require(self, name: str) -> DeploymentRecord:
         """The record of a finished deployment.

@@ -15,14 +15,11 @@ with the old one until that is stopped, so an update has no gap; weights other t
 from __future__ import annotations
 
 import contextlib
-import errno
-import http.client
 import os
 import shutil
-import socket
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -30,7 +27,6 @@ import msgspec
 from mlflow_deploy.bundle import Bundle
 from mlflow_deploy.config import state_home
 from mlflow_deploy.errors import (
-    ConfigError,
     DeploymentBusy,
     PortInUse,
     StartFailed,
@@ -47,12 +43,12 @@ from mlflow_deploy.targets.base import (
     RevisionStatus,
     Target,
 )
+from mlflow_deploy.targets.network import answers, free_port, is_free, listens
 from mlflow_deploy.targets.supervisor import ProcessState, Program, Supervisor
 
 # Below the kernel's range for outgoing connections, so that nothing takes a deployment's port while it is down.
 _PORTS = range(8500, 9500)
 _POLL_SECONDS = 0.05
-_PROBE_SECONDS = 2.0
 _RECORD = "deployment.json"
 _TAIL_LINES = 5
 
@@ -117,7 +113,7 @@ class LocalTarget(Target):
         with locked(self._make(self._folder) / "ports.lock", wait=True):
             taken = {self._reserved_port(other) for other in self.names() if other != name}
             if port is not None:
-                if port in taken or not _is_free(host, port):
+                if port in taken or not is_free(host, port):
                     raise PortInUse(host, port)
             else:
                 port = free_port(host, [number for number in _PORTS if number not in taken])
@@ -156,8 +152,7 @@ class LocalTarget(Target):
                 state="unavailable",
                 detail="it is not under supervision; `mlflow-deploy up` starts it",
             )
-        answer = _probe(record.host, record.port)
-        return _status(number, process, ready=answer is not None and answer.get("revision") == number)
+        return _status(number, process, ready=_is_ready(process, record, record.revision(number)))
 
     def apply(self, record: DeploymentRecord, bundles: Mapping[int, Bundle]) -> None:
         wanted = [number for number, weight in record.weights.items() if weight > 0]
@@ -210,11 +205,7 @@ class LocalTarget(Target):
             if process is None or process.state in ("BACKOFF", "EXITED", "FATAL"):
                 why = process.error if process and process.error else "its process ended"
                 raise StartFailed(record.name, revision.number, why, self._tail(record.name, revision.number))
-            answer = _probe(record.host, record.port)
-            if answer and (answer.get("deployment"), answer.get("revision")) == (
-                record.name,
-                revision.number,
-            ):
+            if _is_ready(process, record, revision):
                 return _status(revision.number, process, ready=True)
             if time.monotonic() > deadline:
                 raise StartFailed(
@@ -257,6 +248,20 @@ def _program_name(name: str, number: int) -> str:
     return f"{name}.r{number}"
 
 
+def _is_ready(process: ProcessState, record: DeploymentRecord, revision: RevisionRecord) -> bool:
+    """Whether a revision's own process accepts requests.
+
+    It opens the port only when it is ready. Another revision may share the port, so an answer alone would
+    not tell which of them is.
+    """
+    if not process.pid or not listens(process.pid, record.port):
+        return False
+    serving = revision.spec.get("serving", {})
+    if serving.get("tls_client_ca"):
+        return True  # It would not answer a caller without a certificate.
+    return answers(record.host, record.port, tls=bool(serving.get("tls_cert")))
+
+
 def _status(number: int, process: ProcessState, *, ready: bool) -> RevisionStatus:
     state: RevisionState
     if ready:
@@ -268,55 +273,6 @@ def _status(number: int, process: ProcessState, *, ready: bool) -> RevisionStatu
     else:
         state, detail = "unavailable", process.error or f"its process is in state {process.state}"
     return RevisionStatus(number=number, state=state, pid=process.pid, since=process.started, detail=detail)
-
-
-def _probe(host: str, port: int) -> dict[str, object] | None:
-    """The document at /version over a new connection, or None when nothing answers there."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
-    connection = http.client.HTTPConnection(host, port, timeout=_PROBE_SECONDS)
-    try:
-        connection.request("GET", "/version", headers={"Connection": "close"})
-        response = connection.getresponse()
-        answer = msgspec.json.decode(response.read())
-    except (OSError, http.client.HTTPException, msgspec.DecodeError):
-        return None
-    finally:
-        connection.close()
-    return answer if isinstance(answer, dict) else None
-
-
-def _is_free(host: str, port: int) -> bool:
-    """Whether nothing listens on the port.
-
-    Raises:
-        ConfigError: the address is not one of this machine, or the port needs more rights.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        # Ports of connections that were closed a moment ago count as free; ports that are listened on do not.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                return False
-            raise ConfigError(
-                f"Cannot listen on port {port} of {host!r}",
-                why=error.strerror or str(error),
-                hint="Give an address of this machine with -C host=ADDRESS, such as 127.0.0.1 or 0.0.0.0",
-            ) from error
-    return True
-
-
-def free_port(host: str, wanted: Iterable[int]) -> int:
-    """The first of the wanted ports that nothing listens on, or else any free one."""
-    for port in wanted:
-        if _is_free(host, port):
-            return port
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
 
 
 def _lines(path: Path, *, follow: bool) -> Iterator[str]:

@@ -25,7 +25,7 @@ def test_blocks_run_as_printed(home: Path, tmp_path: Path) -> None:
     assert blocks("python")
     assert blocks("console")
     environment = {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_EXPERIMENT")},
         "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}",
         "MLFLOW_REGISTRY_URI": f"sqlite:///{tmp_path / 'mlflow.db'}",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",

@@ -19,7 +19,7 @@ FLOORS = {
     "targets": 5,
     "rollout": 6, "monitoring": 6,
     "lifecycle": 7,
-    "plugin": 8, "cli": 8, "ui": 8, "testing": 8, "demo": 8,
+    "plugin": 8, "scoring": 8, "cli": 8, "ui": 8, "testing": 8, "demo": 8,
 }  # fmt: skip
 SAME_FLOOR_ALLOWED = {(1, 1), (8, 8)}
 """Floor 1 is a small kernel and floor 8 the doors; elsewhere rooms of one floor do not know each other."""

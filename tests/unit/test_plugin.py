@@ -17,6 +17,7 @@ from mlflow.exceptions import MlflowException
 
 from mlflow_deploy import plugin
 from mlflow_deploy.errors import ConfigError, DeploymentNotFound, InvalidInput, UnknownSetting, Unsupported
+from mlflow_deploy.scoring import request_body
 
 SPLIT = {"columns": ["a", "b"], "data": [[1, "x"], [2, None]]}
 
@@ -40,12 +41,12 @@ def test_mlflow_finds_the_plugin() -> None:
 )
 def test_wrapped_files_survive_what_mlflow_reads_them_with(document: dict[str, Any]) -> None:
     frame = pd.read_json(io.StringIO(json.dumps(document)))
-    assert plugin._request_body(frame) == document
+    assert request_body(frame) == document
 
 
 def test_list_of_records_is_sent_as_a_frame() -> None:
     frame = pd.read_json(io.StringIO('[{"a": 1, "b": "x"}, {"a": null, "b": "y"}]'))
-    assert plugin._request_body(frame) == {
+    assert request_body(frame) == {
         "dataframe_split": {"columns": ["a", "b"], "data": [[1.0, "x"], [None, "y"]]}
     }
 
@@ -66,13 +67,13 @@ def test_list_of_records_is_sent_as_a_frame() -> None:
     ],
 )
 def test_python_values_become_protocol_bodies(inputs: Any, body: dict[str, Any]) -> None:
-    assert plugin._request_body(inputs) == body
-    json.dumps(plugin._request_body(inputs), allow_nan=False)
+    assert request_body(inputs) == body
+    json.dumps(request_body(inputs), allow_nan=False)
 
 
 def test_what_cannot_be_sent_is_refused() -> None:
     with pytest.raises(InvalidInput, match="type object"):
-        plugin._request_body(object())
+        request_body(object())
 
 
 def test_errors_leave_as_mlflow_and_click_and_own_class(home: Path) -> None:

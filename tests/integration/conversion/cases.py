@@ -225,6 +225,8 @@ CASES = (
             voting="soft",
         ),
         iris,
+        form="pyfunc",
+        why="float64: cannot be made",
     ),
     Case(
         "VotingClassifier",

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import mlflow.pyfunc
@@ -14,10 +15,12 @@ import pandas as pd
 import pytest
 from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import OneHotEncoder
 
 from mlflow_deploy import errors
 from mlflow_deploy.bundle import ModelSource, write_bundle
-from mlflow_deploy.conversion import Validation, make_servable
+from mlflow_deploy.conversion import Validation, make_servable, sklearn_onnx
+from mlflow_deploy.conversion.runners import open_runner
 from tests.integration.conversion.cases import HIST, mixed, scaled
 from tests.integration.conversion.conftest import SaveModel
 from tests.integration.conversion.rows import TEXTS, cancer, flights, iris
@@ -66,6 +69,24 @@ def test_columns_in_which_the_native_model_refuses_missing_values_are_marked(
     assert conversion.parity is not None
     holes = next(item for item in conversion.parity.datasets if item.name == "missing values")
     assert (holes.rows, holes.refused > 0) == (0, True)
+
+
+def test_an_unknown_category_is_an_error_where_it_is_one_natively(save: SaveModel, work: Path) -> None:
+    inputs, answers = flights()
+    encoder = OneHotEncoder(sparse_output=False)
+    folder = save(mixed(LogisticRegression(), encoder, rest=False).fit(inputs, answers), inputs)
+
+    conversion = make_servable(folder, work)
+
+    runner = open_runner(conversion.servable, conversion.content)
+    assert len(runner.run(inputs[:5])) == 5
+    with pytest.raises(Exception, match="out of data bounds"):
+        runner.run(inputs[:5].assign(origin="nowhere"))
+    assert {feed.name: feed.nullable for feed in conversion.servable.feeds} == {
+        "carrier": True,
+        "origin": False,
+        "dest": False,
+    }
 
 
 def test_validation_rows_are_compared_and_scored(save: SaveModel, work: Path) -> None:
@@ -142,18 +163,25 @@ def test_pyfunc_on_request_keeps_the_model_folder(save: SaveModel, work: Path) -
     assert conversion.example is not None
 
 
-class Doubler(mlflow.pyfunc.PythonModel):
+def doubler() -> mlflow.pyfunc.PythonModel:
     """A model that only Python can run."""
+    with warnings.catch_warnings():
+        # MLflow inspects the class when it is defined and asks for type hints.
+        warnings.filterwarnings("ignore", message=".*type hint.*")
 
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
-        return model_input * 2
+        class Doubler(mlflow.pyfunc.PythonModel):
+            def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
+                return model_input * 2
+
+        return Doubler()
 
 
+@pytest.mark.filterwarnings("ignore:.*Add type hints")
 def test_a_flavor_without_converter_stays_pyfunc(tmp_path: Path, work: Path) -> None:
     folder = tmp_path / "model"
     rows = pd.DataFrame({"x": [1.0, 2.0]})
     mlflow.pyfunc.save_model(
-        str(folder), python_model=Doubler(), input_example=rows, pip_requirements=["pandas"]
+        str(folder), python_model=doubler(), input_example=rows, pip_requirements=["pandas"]
     )
 
     conversion = make_servable(folder, work)
@@ -172,6 +200,27 @@ def test_insisting_on_onnx_names_the_missing_converter(save: SaveModel, work: Pa
 
     with pytest.raises(errors.UnsupportedConversion, match=r"no converter for sklearn\.dummy"):
         make_servable(folder, work, format="onnx")
+
+
+def test_a_converter_without_the_capability_is_not_asked(
+    save: SaveModel, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs, answers = flights()
+    folder = save(mixed(HIST(max_iter=5)).fit(inputs, answers), inputs)
+    monkeypatch.setattr(sklearn_onnx, "CAPABILITIES", frozenset())
+
+    assert "cannot take text inputs" in make_servable(folder, work).fallback
+
+
+def test_a_model_in_skops_form_is_converted(save: SaveModel, work: Path) -> None:
+    inputs, answers = flights()
+    model = mixed(HIST(max_iter=5)).fit(inputs, answers)
+    trusted = ["sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor", "numpy.dtype"]
+
+    folder = save(model, inputs, serialization_format="skops", skops_trusted_types=trusted)
+
+    assert (folder / "model.skops").is_file()
+    assert make_servable(folder, work).servable.kind == "onnx"
 
 
 def test_an_unknown_format_is_refused_with_the_nearest(save: SaveModel, work: Path, tmp_path: Path) -> None:
@@ -217,6 +266,7 @@ def test_a_damaged_model_folder_is_refused(damage: str, save: SaveModel, work: P
 
 SCRIPT = """
 import sys
+import warnings
 from pathlib import Path
 from mlflow_deploy.bundle import ModelSource, write_bundle
 from mlflow_deploy.conversion import make_servable
@@ -259,8 +309,6 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 
 
 def test_the_example_is_what_the_servable_answers(save: SaveModel, work: Path) -> None:
-    from mlflow_deploy.conversion.runners import open_runner
-
     inputs, answers = flights()
     folder = save(mixed(HIST(max_iter=5)).fit(inputs, answers), inputs, "predict_proba")
 

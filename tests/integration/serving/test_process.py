@@ -82,6 +82,18 @@ def test_wrong_settings_end_with_78(doubles: Bundle, tmp_path: Path, settings: s
     assert "Traceback" not in done.stderr
 
 
+def test_a_taken_port_is_said_so(doubles: Bundle) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        command = [sys.executable, "-m", "mlflow_deploy.serving", "--bundle", os.fspath(doubles.path), "--port"]
+        command.append(str(holder.getsockname()[1]))
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=20)
+    assert done.returncode == 1
+    assert "is already in use" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_an_onnx_server_imports_nothing_heavy(doubles: Bundle, tmp_path: Path) -> None:
     script = tmp_path / "check.py"
     script.write_text(
