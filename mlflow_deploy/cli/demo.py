@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,13 +44,19 @@ def demo(stop_it: bool, keep: bool, picture: Path | None, as_json: bool) -> None
         result = story.run(view.step, view.progress)
         _show(console, result, time.monotonic() - begun, keep=keep)
         if picture:
-            console.save_svg(str(picture), title="make demo", clear=False)
+            _save(console, picture)
         if as_json:
             click.echo(json.dumps(result.to_dict(), indent=2))
     finally:
         if not keep:
             with view.step("Clean up"):
                 story.stop()
+
+
+def _save(console: Console, picture: Path) -> None:
+    """Save what was printed as an SVG file that loads nothing from elsewhere."""
+    svg = console.export_svg(title="make demo", clear=False)
+    picture.write_text(re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL), encoding="utf-8")
 
 
 class _Steps:

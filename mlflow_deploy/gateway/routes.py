@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlflow_deploy.gateway.names import ClusterName
-from mlflow_deploy.gateway.spec import ANSWERED_BY_HEADER, REVISION_HEADER, Backend, GatewaySpec, Traffic
+from mlflow_deploy.gateway.spec import ANSWERED_BY_HEADER, REVISION_HEADER, Backend, GatewaySpec, Sticky, Traffic
 
 ROUTES = "traffic"
 """Name of the route table."""
@@ -25,25 +25,19 @@ def routes(spec: GatewaySpec, backends: Sequence[Backend], traffic: Traffic) -> 
 
     Order matters, the first match wins: a forced revision, a revision that is not there, then the weights.
     """
-    ordered = sorted(backends, key=lambda backend: backend.revision)
-    by_number = {backend.revision: backend for backend in ordered}
+    by_number = {backend.revision: backend for backend in sorted(backends, key=lambda backend: backend.revision)}
     table: list[dict[str, Any]] = []
     for number in by_number:
-        exact = {"name": REVISION_HEADER, "string_match": {"exact": str(number)}}
-        table += _destination(spec, by_number, {number: 100}, traffic, [exact])
+        forced = {"name": REVISION_HEADER, "string_match": {"exact": str(number)}}
+        table += _destination(spec, by_number, Traffic({number: 100}), [forced])
     known = ", ".join(map(str, by_number))
     table.append(
-        {
-            "match": {"prefix": "/", "headers": [{"name": REVISION_HEADER, "present_match": True}]},
-            "direct_response": {
-                "status": 404,
-                "body": {
-                    "inline_string": f"The header X-Revision names a revision that does not run; there are: {known}"
-                },
-            },
-        }
+        _refusal(
+            {"prefix": "/", "headers": [{"name": REVISION_HEADER, "present_match": True}]},
+            f"The header X-Revision names a revision that does not run; there are: {known}",
+        )
     )
-    table += _destination(spec, by_number, traffic.weights, traffic, [])
+    table += _destination(spec, by_number, traffic, [])
     return [
         {
             "@type": _TYPE + "config.route.v3.RouteConfiguration",
@@ -53,43 +47,71 @@ def routes(spec: GatewaySpec, backends: Sequence[Backend], traffic: Traffic) -> 
     ]
 
 
+def answered_by(revision: str) -> dict[str, Any]:
+    """The response header that names the revision; replaces one that a server set."""
+    return {
+        "header": {"key": ANSWERED_BY_HEADER, "value": revision},
+        "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+    }
+
+
+def rate_limit(spec: GatewaySpec) -> dict[str, Any]:
+    """Configuration of the rate limit filter on the routes that are limited."""
+    return {
+        "@type": _TYPE + "extensions.filters.http.local_ratelimit.v3.LocalRateLimit",
+        "stat_prefix": "gateway",
+        "token_bucket": {
+            "max_tokens": spec.rate_limit,
+            "tokens_per_fill": spec.rate_limit,
+            "fill_interval": "1s",
+        },
+        "filter_enabled": {"default_value": {"numerator": 100}},
+        "filter_enforced": {"default_value": {"numerator": 100}},
+        "response_headers_to_add": [{"header": {"key": "retry-after", "value": "1"}}],
+    }
+
+
 def _destination(
-    spec: GatewaySpec,
-    backends: Mapping[int, Backend],
-    weights: Mapping[int, int],
-    traffic: Traffic,
-    headers: list[dict[str, Any]],
+    spec: GatewaySpec, backends: Mapping[int, Backend], traffic: Traffic, headers: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Routes for requests with these headers, by how often they may be tried: gRPC, GET, repeatable, others."""
-    grpc_weights = {number: weight for number, weight in weights.items() if backends[number].grpc}
+    """Routes for requests with these headers, by what may be done with them: gRPC, reading, repeatable, others."""
     reading = {"name": ":method", "string_match": {"safe_regex": {"regex": "GET|HEAD"}}}
-    found = []
+    grpc_weights = {number: weight for number, weight in traffic.weights.items() if backends[number].grpc}
+    grpc = {"prefix": "/", "grpc": {}, "headers": headers}
     if any(grpc_weights.values()):
-        match = {"prefix": "/", "grpc": {}, "headers": headers}
-        action = _action(spec, backends, grpc_weights, traffic, _NOT_SENT, grpc=True)
-        found.append(_limited(spec, {"match": match, "route": action}))
+        action = _action(spec, grpc_weights, _NOT_SENT, grpc=True)
+        found = [_writing(spec, grpc, action, _mirror(backends, traffic, grpc=True))]
     else:
-        match = {"prefix": "/", "grpc": {}, "headers": headers}
-        body = {"inline_string": "The deployment does not speak gRPC; set serving.grpc"}
-        found.append({"match": match, "direct_response": {"status": 404, "body": body}})
-    once = _action(spec, backends, weights, traffic, _NOT_SENT, grpc=False)
-    again = _action(spec, backends, weights, traffic, _NOT_ANSWERED, grpc=False)
+        found = [_refusal(grpc, "The deployment does not speak gRPC")]
+    once = _action(spec, traffic.weights, _NOT_SENT, grpc=False)
+    again = _action(spec, traffic.weights, _NOT_ANSWERED, grpc=False)
+    copies = _mirror(backends, traffic, grpc=False)
     found.append({"match": {"prefix": "/", "headers": [*headers, reading]}, "route": again})
     for prefix in spec.repeatable:
-        found.append(_limited(spec, {"match": {"prefix": prefix, "headers": headers}, "route": again}))
-    found.append(_limited(spec, {"match": {"prefix": "/", "headers": headers}, "route": once}))
+        found.append(_writing(spec, {"prefix": prefix, "headers": headers}, again, copies))
+    found.append(_writing(spec, {"prefix": "/", "headers": headers}, once, copies))
     return found
 
 
-def _action(
-    spec: GatewaySpec,
-    backends: Mapping[int, Backend],
-    weights: Mapping[int, int],
-    traffic: Traffic,
-    retry_on: str,
-    *,
-    grpc: bool,
+def _writing(
+    spec: GatewaySpec, match: dict[str, Any], action: dict[str, Any], copies: list[dict[str, Any]]
 ) -> dict[str, Any]:
+    """A route for requests with a body: they are limited, mirrored, and kept for another try."""
+    route: dict[str, Any] = {
+        "match": match,
+        "route": action | ({"request_mirror_policies": copies} if copies else {}),
+        "request_body_buffer_limit": spec.buffer_bytes,
+    }
+    if spec.rate_limit:
+        route["typed_per_filter_config"] = {RATE_LIMIT: rate_limit(spec)}
+    return route
+
+
+def _refusal(match: dict[str, Any], message: str) -> dict[str, Any]:
+    return {"match": match, "direct_response": {"status": 404, "body": {"inline_string": message}}}
+
+
+def _action(spec: GatewaySpec, weights: Mapping[int, int], retry_on: str, *, grpc: bool) -> dict[str, Any]:
     shares: dict[str, Any] = {
         "clusters": [
             {
@@ -103,38 +125,48 @@ def _action(
     action: dict[str, Any] = {
         "weighted_clusters": shares,
         "timeout": f"{spec.request_timeout_seconds}s",
-        "retry_policy": {
-            "retry_on": retry_on,
-            "num_retries": _RETRIES,
-            "retry_back_off": {"base_interval": "0.01s", "max_interval": "0.1s"},
-            "retry_host_predicate": [
-                {
-                    "name": "envoy.retry_host_predicates.previous_hosts",
-                    "typed_config": {
-                        "@type": _TYPE + "extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"
-                    },
-                }
-            ],
-            "host_selection_retry_max_attempts": 3,
-        },
+        "retry_policy": _retry_policy(retry_on),
     }
     if spec.sticky is not None:
         shares["use_hash_policy"] = True
-        action["hash_policy"] = [_hash(spec)]
-    mirror = traffic.mirror
-    if mirror is not None and mirror.revision not in weights_with_traffic(weights):
-        to = backends[mirror.revision]
-        if to.grpc or not grpc:
-            action["request_mirror_policies"] = [
-                {
-                    "cluster": str(ClusterName(mirror.revision, grpc=grpc, mirror=True)),
-                    "runtime_fraction": {
-                        "default_value": {
-                            "numerator": round(mirror.percent * 10_000),
-                            "denominator": "MILLION",
-                        }
-                    },
-                    "disable_shadow_host_suffix_append": True,
-                }
-            ]
+        action["hash_policy"] = [_hash(spec.sticky)]
     return action
+
+
+def _retry_policy(retry_on: str) -> dict[str, Any]:
+    kind = _TYPE + "extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"
+    return {
+        "retry_on": retry_on,
+        "num_retries": _RETRIES,
+        "retry_back_off": {"base_interval": "0.01s", "max_interval": "0.1s"},
+        "retry_host_predicate": [
+            {"name": "envoy.retry_host_predicates.previous_hosts", "typed_config": {"@type": kind}}
+        ],
+        "host_selection_retry_max_attempts": 3,
+    }
+
+
+def _mirror(backends: Mapping[int, Backend], traffic: Traffic, *, grpc: bool) -> list[dict[str, Any]]:
+    mirror = traffic.mirror
+    if mirror is None or (grpc and not backends[mirror.revision].grpc):
+        return []
+    share = {"numerator": round(mirror.percent * 10_000), "denominator": "MILLION"}
+    return [
+        {
+            "cluster": str(ClusterName(mirror.revision, grpc=grpc, mirror=True)),
+            "runtime_fraction": {"default_value": share},
+            "disable_shadow_host_suffix_append": True,
+        }
+    ]
+
+
+def _hash(sticky: Sticky) -> dict[str, Any]:
+    if sticky.by == "header":
+        return {"header": {"header_name": sticky.name}}
+    cookie = {
+        "name": sticky.name,
+        "ttl": f"{sticky.cookie_seconds}s",
+        "path": "/",
+        "attributes": [{"name": "HttpOnly"}, {"name": "SameSite", "value": "Lax"}],
+    }
+    return {"cookie": cookie}

@@ -193,6 +193,10 @@ class Traffic:
         if any(weight < 0 for weight in self.weights.values()) or sum(self.weights.values()) != 100:
             shares = ", ".join(f"{revision}={weight}" for revision, weight in sorted(self.weights.items()))
             raise ConfigError("The weights of the revisions must be 0 or more and add up to 100", why=f"they are {shares}")
+        if self.mirror is not None and self.weights.get(self.mirror.revision):
+            raise ConfigError(
+                f"Revision {self.mirror.revision} cannot get both a share of the traffic and copies of it"
+            )
 
 
 def check(backends: Iterable[Backend], traffic: Traffic) -> None:

@@ -24,6 +24,7 @@ from sklearn.metrics import accuracy_score, brier_score_loss, log_loss, roc_auc_
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OneHotEncoder
 from source import RunArtifactSource
+from threadpoolctl import threadpool_limits
 
 MODEL_NAME = "flight-delay"
 VALIDATION_ROWS = "validation/rows.parquet"
@@ -99,7 +100,9 @@ def train(
     training, validation = split_last_days(rows, validation_days)
     with mlflow.start_run(nested=mlflow.active_run() is not None) as run:
         model = make_model(learning_rate, max_iter)
-        model.fit(training[list(FEATURES)], training[LABEL])
+        # The threads of the trees spin while they wait, which takes minutes where another process wants a core.
+        with threadpool_limits(1, user_api="openmp"):
+            model.fit(training[list(FEATURES)], training[LABEL])
         metrics = evaluate(model, validation)
         mlflow.log_params(
             {f"classifier__{name}": value for name, value in model["classifier"].get_params().items()}
