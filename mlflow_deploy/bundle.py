@@ -139,6 +139,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     Attributes:
         fallback: why the servable is pyfunc although a faster form was wanted; empty when it was not.
         rejected: for each form that was tried and not taken, the reason.
+        notes: what the user should know, such as validation rows that could not be read.
         files: every file of the bundle but the manifest itself, by path relative to the bundle.
     """
 
@@ -147,6 +148,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     servable: Servable
     fallback: str = ""
     rejected: dict[str, str] = {}
+    notes: tuple[str, ...] = ()
     files: dict[str, FileEntry] = {}
 
     @property
@@ -206,6 +208,7 @@ def write_bundle(
     documents: Mapping[str, Any],
     fallback: str = "",
     rejected: Mapping[str, str] | None = None,
+    notes: tuple[str, ...] = (),
 ) -> Bundle:
     """Write a bundle into the folder `store` and return it; a bundle with the same content is reused.
 
@@ -232,6 +235,7 @@ def write_bundle(
             servable=servable,
             fallback=fallback,
             rejected=dict(rejected or {}),
+            notes=notes,
             files=_file_entries(staging),
         )
         encoded = _encode_manifest(manifest)

@@ -98,9 +98,9 @@ def run_local(
             try:
                 status = server.wait()
             except KeyboardInterrupt:
-                # The terminal sent the server the same signal; it drains.
+                server.terminate()
                 status = server.wait()
-            if status not in (0, 130, -2, -15):
+            if status:
                 raise PredictionError(f"The scoring server ended with status {status}")
 
 

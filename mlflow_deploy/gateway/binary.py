@@ -58,9 +58,9 @@ def why_invalid(document: dict[str, Any], folder: Path) -> str:
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump(document, file)
         file.flush()
+        command = [str(envoy_binary()), "--mode", "validate", "--config-path", file.name]
         done = subprocess.run(
-            [envoy_binary(), "--mode", "validate", "--config-path", file.name, "--concurrency", "1"]
-            + ["--disable-hot-restart", "--log-level", "warning"],
+            [*command, "--concurrency", "1", "--disable-hot-restart", "--log-level", "warning"],
             capture_output=True,
             text=True,
             cwd=folder,

@@ -1,4 +1,4 @@
-"""The files that Envoy reads: bootstrap, clusters (CDS), listener (LDS), routes (RDS); pure and deterministic."""
+"""The files that Envoy reads: bootstrap, clusters (CDS), listener (LDS), routes (RDS); pure functions."""
 
 from __future__ import annotations
 
@@ -53,9 +53,7 @@ def bootstrap(spec: GatewaySpec) -> dict[str, Any]:
     }
 
 
-def cluster_document(
-    spec: GatewaySpec, backends: Sequence[Backend], traffic: Traffic
-) -> dict[str, Any]:
+def cluster_document(spec: GatewaySpec, backends: Sequence[Backend], traffic: Traffic) -> dict[str, Any]:
     """The cluster discovery file."""
     return _versioned(clusters(spec, backends, traffic))
 
@@ -83,9 +81,7 @@ def static_bootstrap(cds: dict[str, Any], lds: dict[str, Any], rds: dict[str, An
     for one in listeners:
         manager = one["filter_chains"][0]["filters"][0]["typed_config"]
         del manager["rds"]
-        manager["route_config"] = {
-            key: value for key, value in rds["resources"][0].items() if key != "@type"
-        }
+        manager["route_config"] = {key: value for key, value in rds["resources"][0].items() if key != "@type"}
     return {
         "static_resources": {
             "clusters": [_untyped(cluster) for cluster in cds["resources"]],

@@ -22,7 +22,7 @@ _BROKEN = (
 )
 # Envoy's response flags -> status for the client (0 = Envoy's own), error code, message
 _BY_FLAG: tuple[tuple[tuple[str, ...], int, str, str], ...] = (
-    (("RL",), 0, "RESOURCE_EXHAUSTED", "More requests came than the deployment's rate limit lets through. Try again later"),
+    (("RL",), 0, "RESOURCE_EXHAUSTED", "The deployment's rate limit is reached. Try again later"),
     (("UT", "DT"), 0, "DEADLINE_EXCEEDED", "The request took longer than the deployment allows"),
     (("UH", "NC"), 503, _UNAVAILABLE, "No replica of the revision is ready. Try again later"),
     (("UO",), 503, _UNAVAILABLE, "The revision has as many requests as it may hold. Try again later"),
@@ -121,7 +121,9 @@ def _local_replies() -> dict[str, Any]:
     cases += [(_status("EQ", status), 0, code, message) for status, code, message in _BY_STATUS]
     cases.append((_status("GE", 500), 0, "INTERNAL_ERROR", "The gateway could not answer"))
     cases.append((_status("GE", 400), 0, "BAD_REQUEST", "The request is not valid HTTP"))
-    grpc = {"header_filter": {"header": {"name": "content-type", "string_match": {"prefix": "application/grpc"}}}}
+    grpc = {
+        "header_filter": {"header": {"name": "content-type", "string_match": {"prefix": "application/grpc"}}}
+    }
     mappers = []
     for filter_, status, code, message in cases:
         common: dict[str, Any] = {"headers_to_add": [answered_by(_REVISION_OF_CLUSTER)]}

@@ -6,7 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlflow_deploy.gateway.names import ClusterName
-from mlflow_deploy.gateway.spec import ANSWERED_BY_HEADER, REVISION_HEADER, Backend, GatewaySpec, Sticky, Traffic
+from mlflow_deploy.gateway.spec import (
+    ANSWERED_BY_HEADER,
+    REVISION_HEADER,
+    Backend,
+    GatewaySpec,
+    Sticky,
+    Traffic,
+)
 
 ROUTES = "traffic"
 """Name of the route table."""
@@ -25,7 +32,9 @@ def routes(spec: GatewaySpec, backends: Sequence[Backend], traffic: Traffic) -> 
 
     Order matters, the first match wins: a forced revision, a revision that is not there, then the weights.
     """
-    by_number = {backend.revision: backend for backend in sorted(backends, key=lambda backend: backend.revision)}
+    by_number = {
+        backend.revision: backend for backend in sorted(backends, key=lambda backend: backend.revision)
+    }
     table: list[dict[str, Any]] = []
     for number in by_number:
         forced = {"name": REVISION_HEADER, "string_match": {"exact": str(number)}}
@@ -74,7 +83,7 @@ def rate_limit(spec: GatewaySpec) -> dict[str, Any]:
 def _destination(
     spec: GatewaySpec, backends: Mapping[int, Backend], traffic: Traffic, headers: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Routes for requests with these headers, by what may be done with them: gRPC, reading, repeatable, others."""
+    """Routes for requests with these headers, by what may be done with them: gRPC, GET, repeatable, others."""
     reading = {"name": ":method", "string_match": {"safe_regex": {"regex": "GET|HEAD"}}}
     grpc_weights = {number: weight for number, weight in traffic.weights.items() if backends[number].grpc}
     grpc = {"prefix": "/", "grpc": {}, "headers": headers}

@@ -1,6 +1,6 @@
 """Becomes Envoy in a gateway's folder: `python -m mlflow_deploy.gateway.run FOLDER [ENVOY ARGUMENTS]`.
 
-Envoy keeps the process id, so signals of a supervisor reach it, and the kernel ends it when the supervisor dies.
+Envoy keeps the process id, so signals of a supervisor reach it, and the kernel ends it when that dies.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from mlflow_deploy.errors import DeployError
 from mlflow_deploy.gateway.binary import envoy_binary
@@ -18,20 +19,24 @@ _PR_SET_PDEATHSIG = 1
 _BROKEN = 78
 
 
-def main(folder: str, *arguments: str) -> int:
-    """Replace this process by Envoy; returns only when that is not possible, with the exit status."""
+def main(folder: str, *arguments: str) -> NoReturn:
+    """Replace this process by Envoy.
+
+    Raises:
+        SystemExit: that is not possible.
+    """
     parent = os.getppid()
     try:
         binary = envoy_binary()
         os.chdir(folder)
     except (DeployError, OSError) as error:
         sys.stderr.write(f"Error: {error}\n")
-        return _BROKEN
+        sys.exit(_BROKEN)
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "the kernel refuses PR_SET_PDEATHSIG")
     if os.getppid() != parent:
         # It died before the request reached the kernel.
-        return 0
+        sys.exit(0)
     # Left by a gateway that was killed; Envoy would refuse a path that is taken.
     Path("admin.sock").unlink(missing_ok=True)
     os.execv(binary, [str(binary), *arguments])  # noqa: S606
@@ -40,4 +45,4 @@ def main(folder: str, *arguments: str) -> int:
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit("Usage: python -m mlflow_deploy.gateway.run FOLDER [ENVOY ARGUMENTS]")
-    sys.exit(main(*sys.argv[1:]))
+    main(*sys.argv[1:])

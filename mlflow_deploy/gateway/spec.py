@@ -14,7 +14,7 @@ REVISION_HEADER = "x-revision"
 ANSWERED_BY_HEADER = "x-mlflow-deploy-revision"
 """Response header with the number of the revision that answered."""
 
-_TOKEN_MARKS = "!#$%&'*+-.^_`|~"
+_NAME_MARKS = "!#$%&'*+-.^_`|~"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,8 +37,12 @@ class Sticky:
     def __post_init__(self) -> None:
         if self.by not in ("header", "cookie"):
             raise ConfigError(f"Sticky sessions go by header or cookie, not by {self.by!r}")
-        if not self.name or not all(mark.isascii() and (mark.isalnum() or mark in _TOKEN_MARKS) for mark in self.name):
-            raise ConfigError(f"{self.name!r} cannot be the name of a {self.by}", hint="Use letters, digits and '-'")
+        if not self.name or not all(
+            mark.isascii() and (mark.isalnum() or mark in _NAME_MARKS) for mark in self.name
+        ):
+            raise ConfigError(
+                f"{self.name!r} cannot be the name of a {self.by}", hint="Use letters, digits and '-'"
+            )
         _at_least("cookie_seconds", self.cookie_seconds, 0)
 
 
@@ -147,7 +151,9 @@ class Backend:
     def __post_init__(self) -> None:
         _at_least("The number of a revision", self.revision, 1)
         if not self.replicas:
-            raise ConfigError(f"Revision {self.revision} has no replica", hint="Start one before it gets traffic")
+            raise ConfigError(
+                f"Revision {self.revision} has no replica", hint="Start one before it gets traffic"
+            )
         if len({bool(replica.grpc_port) for replica in self.replicas}) > 1:
             raise ConfigError(f"Some replicas of revision {self.revision} speak gRPC and some do not")
         if self.tls_ca and not self.tls:
@@ -173,7 +179,9 @@ class Mirror:
 
     def __post_init__(self) -> None:
         if not 0 < self.percent <= 100:
-            raise ConfigError("The mirrored share is more than 0 and at most 100 %", why=f"it is {self.percent}")
+            raise ConfigError(
+                "The mirrored share is more than 0 and at most 100 %", why=f"it is {self.percent}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,7 +200,9 @@ class Traffic:
     def __post_init__(self) -> None:
         if any(weight < 0 for weight in self.weights.values()) or sum(self.weights.values()) != 100:
             shares = ", ".join(f"{revision}={weight}" for revision, weight in sorted(self.weights.items()))
-            raise ConfigError("The weights of the revisions must be 0 or more and add up to 100", why=f"they are {shares}")
+            raise ConfigError(
+                "The weights of the revisions must be 0 or more and add up to 100", why=f"they are {shares}"
+            )
         if self.mirror is not None and self.weights.get(self.mirror.revision):
             raise ConfigError(
                 f"Revision {self.mirror.revision} cannot get both a share of the traffic and copies of it"
@@ -213,7 +223,9 @@ def check(backends: Iterable[Backend], traffic: Traffic) -> None:
     wanted = set(traffic.weights) | ({traffic.mirror.revision} if traffic.mirror else set())
     if missing := sorted(wanted - known):
         there = ", ".join(map(str, sorted(known))) or "none"
-        raise ConfigError(f"There is no running revision {missing[0]} to send traffic to", why=f"there are: {there}")
+        raise ConfigError(
+            f"There is no running revision {missing[0]} to send traffic to", why=f"there are: {there}"
+        )
 
 
 def _at_least(name: str, value: float, least: int) -> None:

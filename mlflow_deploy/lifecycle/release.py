@@ -144,6 +144,7 @@ def describe(target: Target, record: DeploymentRecord) -> dict[str, Any]:
         "format": stable.format,
         "fallback": stable.fallback,
         "parity": stable.parity,
+        "notes": list(stable.notes),
         "bundle": stable.bundle,
         "created_at": record.created_at,
         "updated_at": record.updated_at,
@@ -189,6 +190,7 @@ def _make_revision(
         model_version=model.version,
         fallback=bundle.manifest.fallback,
         parity=parity,
+        notes=bundle.manifest.notes,
         spec=spec.model_dump(mode="json"),
         created_at=_now(),
     ), bundle
@@ -232,6 +234,7 @@ def _make_bundle(model: ResolvedModel, spec: DeploymentSpec, progress: Progress)
             },
             fallback=conversion.fallback,
             rejected=conversion.rejected,
+            notes=conversion.notes,
         )
     return bundle, conversion.parity.summary if conversion.parity else ""
 

@@ -44,8 +44,10 @@ class Batcher:
         self._delay = delay_seconds
         self._idle = runners
         self._lock = threading.Lock()
-        self._arrival = threading.Condition(self._lock)
         self._pending: deque[_Entry] = deque()
+        self._rows = 0  # of the pending calls
+        # A leader that waits for others holds its gate here; the arrival that fills its batch opens it.
+        self._waiting: threading.Lock | None = None
 
     def run(self, call: Call, deadline: float) -> Any:
         """The call's own result, whoever computed it.
@@ -64,8 +66,10 @@ class Batcher:
                 self._idle -= 1
             else:
                 self._pending.append(entry)
-                if self._delay:
-                    self._arrival.notify()
+                self._rows += call.rows
+                if self._waiting is not None and self._rows >= self._max_rows - 1:
+                    self._waiting.release()
+                    self._waiting = None
         if not lead:
             self._await(entry, deadline)
             lead = entry.leads
@@ -81,6 +85,7 @@ class Batcher:
         with self._lock:
             if entry in self._pending:
                 self._pending.remove(entry)
+                self._rows -= entry.call.rows
                 raise DeadlineExceeded(deadline)
         # It is being computed right now, or was just told to lead.
         entry.gate.acquire()
@@ -95,6 +100,8 @@ class Batcher:
                 successor = self._pending.popleft() if self._pending else None
                 if successor is None:
                     self._idle += 1
+                else:
+                    self._rows -= successor.call.rows
             for mate in entries[1:]:
                 mate.gate.release()
             if successor is not None:
@@ -103,20 +110,34 @@ class Batcher:
 
     def _gather(self, first: _Entry) -> list[_Entry]:
         """The first entry and those waiting ones that can be stacked on it."""
-        until = perf_counter() + self._delay
+        if self._delay:
+            self._wait_for_others()
+        entries, rows = [first], first.call.rows
         with self._lock:
-            while self._delay and sum(e.call.rows for e in self._pending) + first.call.rows < self._max_rows:
-                left = until - perf_counter()
-                if left <= 0 or not self._arrival.wait(left):
-                    break
-            entries, rows = [first], first.call.rows
-            for entry in tuple(self._pending):
+            left: deque[_Entry] = deque()
+            for entry in self._pending:
                 fits = rows + entry.call.rows <= self._max_rows
                 if fits and entry.call.stackable == first.call.stackable:
-                    self._pending.remove(entry)
                     entries.append(entry)
                     rows += entry.call.rows
-            return entries
+                else:
+                    left.append(entry)
+            self._pending = left
+            self._rows -= rows - first.call.rows
+        return entries
+
+    def _wait_for_others(self) -> None:
+        gate = threading.Lock()
+        gate.acquire()
+        with self._lock:
+            # One leader waits at a time; another that is free meanwhile computes what is there.
+            if self._waiting is not None or self._rows >= self._max_rows - 1:
+                return
+            self._waiting = gate
+        gate.acquire(timeout=self._delay)
+        with self._lock:
+            if self._waiting is gate:
+                self._waiting = None
 
     def _compute(self, entries: list[_Entry]) -> None:
         calls = [entry.call for entry in entries]

@@ -10,6 +10,7 @@ from mlflow_deploy.serving.admission import Admission
 from mlflow_deploy.serving.backends.base import Call, Model, Stackable
 from mlflow_deploy.serving.batching import Batcher
 from mlflow_deploy.serving.errors import DeadlineExceeded, RequestError
+from mlflow_deploy.serving.tensors import ModelInputs
 from mlflow_deploy.serving.tuning import concurrency, model_threads
 from mlflow_deploy.settings import ServingSettings
 
@@ -34,6 +35,7 @@ class DataPlane:
 
     def __init__(self, model: Model, settings: ServingSettings) -> None:
         self.model = model
+        self.inputs = ModelInputs(model)
         self._deadline = settings.deadline_seconds
         self.admission = Admission(concurrency(settings), settings.queue_size, settings.deadline_seconds)
         self._batcher: Batcher | None = None

@@ -288,6 +288,10 @@ class TensorFeeds:
         declared = signature.tensors if signature else ()
         self.tensors = declared or tuple(Tensor(f.tensor or "", f.dtype, f.shape) for f in feeds)
         self.max_rows = max_rows
+        self._plan = [
+            (feed, feed.tensor or "", np.dtype(object if feed.dtype == "str" else feed.dtype))
+            for feed in feeds
+        ]
         known = {tensor.name for tensor in self.tensors}
         for feed in self.feeds:
             if (feed.tensor or "") not in known:
@@ -350,12 +354,13 @@ class TensorFeeds:
             check_shape(arrays[tensor.name], tensor)
         feeds = {}
         count = 1
-        for feed in self.feeds:
-            array = arrays[feed.tensor or ""]
+        for feed, tensor_name, dtype in self._plan:
+            array = arrays[tensor_name]
             if array.ndim:
                 count = array.shape[0]
-            check_numbers(array, feed.accepts)
-            feeds[feed.name] = array.astype(object if feed.dtype == "str" else feed.dtype, copy=False)
+            if feed.accepts != "all":
+                check_numbers(array, feed.accepts)
+            feeds[feed.name] = array if array.dtype == dtype else array.astype(dtype)
         if count == 0:
             raise InvalidValue("The request has no rows")
         if count > self.max_rows:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import mlflow_deploy
+from mlflow_deploy.serving import tensors
 from mlflow_deploy.serving.bodies import FORMS
-from mlflow_deploy.serving.protocols import tensors
 from mlflow_deploy.serving.signature import Column, Signature, Tensor
 from mlflow_deploy.serving.worker import Worker
 
@@ -83,14 +83,21 @@ def _infer() -> dict[str, Any]:
             "data": {"type": "array"},
         },
     }
-    schema = {"type": "object", "required": ["inputs"], "properties": {"inputs": {"type": "array", "items": tensor}}}
+    schema = {
+        "type": "object",
+        "required": ["inputs"],
+        "properties": {"inputs": {"type": "array", "items": tensor}},
+    }
     return {
         "summary": "Predictions, in the Open Inference Protocol v2",
         "operationId": "infer",
         "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
         "responses": {
             "200": {"description": "Output tensors", "content": {"application/json": {"schema": {}}}},
-            **{str(status): {"description": "Refused"} for status in (400, 401, 403, 413, 415, 429, 500, 503, 504)},
+            **{
+                str(status): {"description": "Refused"}
+                for status in (400, 401, 403, 413, 415, 429, 500, 503, 504)
+            },
         },
     }
 
@@ -100,7 +107,12 @@ def _plain(summary: str, *, kind: str = "application/json", ready: bool = False)
     refused = {"503": {"description": "The model is loading, or the server is stopping"}} if ready else {}
     return {
         "summary": summary,
-        "responses": {"200": answer, "401": {"description": "No token"}, "403": {"description": "Not yours"}, **refused},
+        "responses": {
+            "200": answer,
+            "401": {"description": "No token"},
+            "403": {"description": "Not yours"},
+            **refused,
+        },
     }
 
 

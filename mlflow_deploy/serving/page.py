@@ -67,7 +67,9 @@ def page(worker: Worker) -> str:
         title=html.escape(name),
         name=html.escape(name),
         subtitle="ready" if worker.ready else "not ready yet",
-        facts="".join(f"<tr><th>{key}</th><td>{html.escape(value)}</td></tr>" for key, value in facts.items()),
+        facts="".join(
+            f"<tr><th>{key}</th><td>{html.escape(value)}</td></tr>" for key, value in facts.items()
+        ),
         inputs=_inputs(signature),
         example=html.escape(json.dumps(example, indent=1)),
     )

@@ -57,9 +57,10 @@ def tensor_array(value: Any, tensor: Tensor) -> Array:
 
 def check_shape(array: Array, tensor: Tensor) -> None:
     """Raise InvalidValue unless the array has the tensor's shape."""
-    if array.ndim == len(tensor.shape) and all(
-        wanted in (-1, got) for wanted, got in zip(tensor.shape, array.shape, strict=True)
-    ):
+    shape, wanted = array.shape, tensor.shape
+    if len(shape) == len(wanted) and shape[1:] == wanted[1:] and wanted[:1] in ((-1,), shape[:1]):
+        return
+    if len(shape) == len(wanted) and all(size in (-1, got) for size, got in zip(wanted, shape, strict=True)):
         return
     raise InvalidValue(
         f"{tensor_label(tensor)} has shape {list(array.shape)}, but the model takes {list(tensor.shape)}"

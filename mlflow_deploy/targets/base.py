@@ -45,6 +45,7 @@ class RevisionRecord(msgspec.Struct, frozen=True, kw_only=True):
         model_version: its version, or an empty string.
         fallback: why the form is pyfunc although a faster one was wanted.
         parity: one line on the parity check.
+        notes: what the user should know about the conversion.
         spec: the deployment's settings, as `DeploymentSpec.model_dump(mode="json")`.
         created_at: UTC time, ISO 8601.
     """
@@ -58,6 +59,7 @@ class RevisionRecord(msgspec.Struct, frozen=True, kw_only=True):
     model_version: str
     fallback: str
     parity: str
+    notes: tuple[str, ...] = ()
     spec: dict[str, Any]
     created_at: str
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,8 @@ from typing import Any
 
 import mlflow
 import pytest
+
+from tests.e2e.conftest import answers, eventually
 
 BIN = Path(sys.executable).parent
 
@@ -90,3 +94,23 @@ def test_mistakes_are_one_line(
 ) -> None:
     line = error_line("mlflow", "deployments", arguments[0], "-t", "local", *arguments[1:], code=code)
     assert message in line
+
+
+@pytest.mark.slow
+def test_run_local_serves_in_the_foreground_until_interrupted(
+    home: Path, iris_models: str, iris_rows: Any
+) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [str(BIN / "mlflow"), "deployments", "run-local", "-t", "local", "--name", "here"]
+    process = subprocess.Popen(
+        [*command, "-m", "models:/iris/1", "-C", f"port={port}"], stderr=subprocess.PIPE, text=True
+    )
+    url = f"http://127.0.0.1:{port}"
+    eventually(lambda: answers(url, iris_rows.head(2)), 60, "the foreground server answers")
+    process.send_signal(signal.SIGINT)
+    _, printed = process.communicate(timeout=30)
+    assert process.returncode == 0, printed
+    assert f"Serving models:/iris/1 as onnx on {url}" in printed
+    assert not answers(url, iris_rows.head(2))

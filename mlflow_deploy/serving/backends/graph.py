@@ -12,7 +12,7 @@ from mlflow_deploy.serving.answers import Answers
 from mlflow_deploy.serving.backends.base import Call, TensorInfo
 from mlflow_deploy.serving.bodies import GraphBodies
 from mlflow_deploy.serving.errors import BadRequest, InvalidValue
-from mlflow_deploy.serving.feeds import Feeds, FrameFeeds, make_feeds
+from mlflow_deploy.serving.feeds import Feeds, FrameFeeds, TensorFeeds, make_feeds
 from mlflow_deploy.serving.signature import NUMPY_TYPES, parse_signature
 from mlflow_deploy.serving.values import Array
 from mlflow_deploy.settings import ServingSettings
@@ -52,6 +52,10 @@ class GraphModel:
         self._batchable = servable.batchable and settings.max_batch_size > 1
         self.inputs = self._describe_inputs()
         self.outputs = self._describe_outputs()
+        # The protocols' names of the tensors and the signature's own: the unnamed one is called `inputs`.
+        self._tensor_names = [(info.name, info.name) for info in self.inputs]
+        if isinstance(self._feeds, TensorFeeds):
+            self._tensor_names = [(tensor.name or "inputs", tensor.name) for tensor in self._feeds.tensors]
 
     def expire(self, now: float) -> None:
         self._graph.expire(now)
@@ -70,18 +74,16 @@ class GraphModel:
         return self._call(*self._bodies.from_parquet(body))
 
     def parse_tensors(self, tensors: Mapping[str, Array], params: Mapping[str, Any]) -> Call:
-        self._bodies.check_params(params)
+        if params:
+            self._bodies.check_params(params)
         if isinstance(self._feeds, FrameFeeds):
             return self._call(
                 *self._feeds.from_columns({name: flat(name, tensors[name]) for name in tensors})
             )
-        missing = [tensor.name for tensor in self.inputs if tensor.name not in tensors]
-        if missing:
-            raise InvalidValue(f"Model is missing inputs {missing}")
-        arrays = {info.name: tensors[info.name] for info in self.inputs}
-        single = self._feeds.single
-        if single is not None and not single.name:
-            arrays = {"": arrays[self.inputs[0].name]}
+        try:
+            arrays = {tensor: tensors[name] for name, tensor in self._tensor_names}
+        except KeyError as error:
+            raise InvalidValue(f"Model is missing inputs {[error.args[0]]}") from error
         return self._call(*self._feeds.from_arrays(arrays))
 
     def _call(self, feeds: Feeds, rows: int) -> Call:

@@ -9,8 +9,11 @@ from mlflow_deploy.serving.worker import Worker
 
 # The page runs its own script and style, and nothing else may run in it or frame it.
 _PAGE_HEADERS = (
-    ("content-security-policy", "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
-     "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"),
+    (
+        "content-security-policy",
+        "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+        "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    ),
     ("x-content-type-options", "nosniff"),
 )
 

@@ -10,10 +10,10 @@ from typing import Any
 import msgspec
 
 import mlflow_deploy
+from mlflow_deploy.serving import tensors
 from mlflow_deploy.serving.bodies import decode_document
 from mlflow_deploy.serving.errors import BadRequest, InvalidValue, RequestError, UnknownPath
 from mlflow_deploy.serving.http import JSON, Request, Response, Route, not_ready
-from mlflow_deploy.serving.protocols import tensors
 from mlflow_deploy.serving.values import Array
 from mlflow_deploy.serving.worker import Worker
 
@@ -48,6 +48,26 @@ class InferRequest(msgspec.Struct):
     outputs: list[WantedOutput] = []
 
 
+class OutputTensor(msgspec.Struct):
+    """One output of an answer."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    parameters: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+    data: list[Any] | msgspec.UnsetType = msgspec.UNSET
+
+
+class InferResponse(msgspec.Struct):
+    """The JSON head of an answer."""
+
+    model_name: str
+    model_version: str
+    outputs: list[OutputTensor]
+    id: str | msgspec.UnsetType = msgspec.UNSET
+
+
+_NONE: dict[str, Any] = {}
 _decode = msgspec.json.Decoder(InferRequest).decode
 
 
@@ -133,7 +153,7 @@ class _Handlers:
             raise not_ready(worker)
         head, binary = _split_body(request)
         query = _parse(head)
-        arrays = tensors.for_model(plane.model, _inputs(query.inputs, binary))
+        arrays = plane.inputs.match(_inputs(query.inputs, binary))
         call = plane.model.parse_tensors(arrays, query.parameters)
         result = plane.model.to_tensors(plane.predict(call, request))
         return self._answer(query, tensors.select(result, [output.name for output in query.outputs]), request)
@@ -141,28 +161,22 @@ class _Handlers:
     def _answer(self, query: InferRequest, result: Sequence[tuple[str, Array]], request: Request) -> Response:
         all_binary = query.parameters.get("binary_data_output") is True
         asked = {output.name: output.parameters for output in query.outputs}
-        described: list[dict[str, Any]] = []
+        described: list[OutputTensor] = []
         blobs: list[bytes] = []
         for name, array in result:
-            output: dict[str, Any] = {
-                "name": name,
-                "datatype": tensors.datatype(array.dtype),
-                "shape": list(array.shape),
-            }
-            parameters = asked.get(name, {})
+            output = OutputTensor(name, tensors.datatype(array.dtype), array.shape)
+            parameters = asked.get(name, _NONE)
             if "classification" in parameters:
                 raise InvalidValue("This server does not have the classification extension")
             if parameters.get("binary_data", all_binary) is True:
                 blob = tensors.to_binary(array)
-                output["parameters"] = {"binary_data_size": len(blob)}
+                output.parameters = {"binary_data_size": len(blob)}
                 blobs.append(blob)
             else:
-                output["data"] = tensors.to_json(array)
+                output.data = tensors.to_json(array)
             described.append(output)
-        head = {"model_name": self._names[0], "model_version": self._version, "outputs": described}
-        if query.id:
-            head["id"] = query.id
-        return _compressed(_encode(head), blobs, request)
+        answer = InferResponse(self._names[0], self._version, described, query.id or msgspec.UNSET)
+        return _compressed(_encode(answer), blobs, request)
 
 
 def metadata(worker: Worker, name: str, version: str) -> dict[str, Any]:
@@ -231,9 +245,10 @@ def _inputs(inputs: Sequence[Input], binary: memoryview) -> list[tuple[str, Arra
     return arrays
 
 
-def _encode(head: dict[str, Any]) -> bytes:
+def _encode(head: InferResponse) -> bytes:
     encoded = msgspec.json.encode(head)
-    return json.dumps(head).encode() if b"null" in encoded else encoded
+    # msgspec writes NaN as null; json writes it as Python's clients read it.
+    return json.dumps(msgspec.to_builtins(head)).encode() if b"null" in encoded else encoded
 
 
 def _json(document: Any) -> Response:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -36,6 +35,11 @@ def doubles(animals: dict[str, zoo.Animal]) -> Bundle:
 def server(doubles: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A server of `doubles` with two workers and gRPC, shared by tests that do not harm it."""
     with running(
-        doubles.path, tmp_path_factory.mktemp("server"), workers=2, grpc=True, max_body_bytes=200_000, access_log=1.0
+        doubles.path,
+        tmp_path_factory.mktemp("server"),
+        workers=2,
+        grpc=True,
+        max_body_bytes=200_000,
+        access_log=1.0,
     ) as process:
         yield process

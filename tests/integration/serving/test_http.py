@@ -68,10 +68,14 @@ def test_a_pickle_is_read_under_no_content_type(server: Running, content_type: s
     import pickle
 
     with server.client() as client:
-        answer = client.post("/invocations", content=pickle.dumps({"a": 1}), headers={"content-type": content_type})
+        answer = client.post(
+            "/invocations", content=pickle.dumps({"a": 1}), headers={"content-type": content_type}
+        )
         assert answer.status_code == 415
         for known in ("application/json", "text/csv", "application/vnd.apache.parquet"):
-            answer = client.post("/invocations", content=pickle.dumps({"a": 1}), headers={"content-type": known})
+            answer = client.post(
+                "/invocations", content=pickle.dumps({"a": 1}), headers={"content-type": known}
+            )
             assert answer.status_code == 400
 
 
@@ -94,13 +98,22 @@ def test_bodies_over_the_limit(server: Running) -> None:
 def test_compressed_and_chunked_bodies(server: Running, request_body: dict[str, Any]) -> None:
     body = httpx.Request("POST", "http://x", json=request_body).content
     with server.client() as client:
-        packed = client.post("/invocations", content=gzip.compress(body), headers={**JSON, "content-encoding": "gzip"})
+        packed = client.post(
+            "/invocations", content=gzip.compress(body), headers={**JSON, "content-encoding": "gzip"}
+        )
         chunked = client.post("/invocations", content=iter([body[:50], body[50:]]), headers=JSON)
     assert packed.json() == chunked.json() == {"predictions": [0]}
 
 
 def test_deep_and_odd_json(server: Running) -> None:
-    bodies = [b"[" * 100_000, b'{"inputs":' + b"[" * 50_000, b'{"a":' * 20_000, b"\x00", b"\xff\xfe", b'"' * 1000]
+    bodies = [
+        b"[" * 100_000,
+        b'{"inputs":' + b"[" * 50_000,
+        b'{"a":' * 20_000,
+        b"\x00",
+        b"\xff\xfe",
+        b'"' * 1000,
+    ]
     bodies.append(b'{"dataframe_split": {"columns": [[]], "data": [[1]]}}')
     bodies.append(b'{"dataframe_split": {"columns": ["c00", "c00"], "data": [[1, 1]]}}')
     with server.client() as client:
@@ -121,7 +134,9 @@ def test_request_ids(server: Running) -> None:
 def test_access_log_has_the_trace(server: Running, request_body: dict[str, Any]) -> None:
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     with server.client() as client:
-        client.post("/invocations", json=request_body, headers={"traceparent": trace, "x-request-id": "traced"})
+        client.post(
+            "/invocations", json=request_body, headers={"traceparent": trace, "x-request-id": "traced"}
+        )
     lines = [line for line in server.lines() if line.get("request_id") == "traced"]
     assert [line["traceparent"] for line in lines] == [trace]
 
@@ -162,7 +177,9 @@ def test_openapi_and_page(server: Running) -> None:
         page = client.get("/")
     body = document["paths"]["/invocations"]["post"]["requestBody"]["content"]["application/json"]
     assert document["openapi"] == "3.1.0"
-    assert body["schema"]["oneOf"][0]["properties"]["dataframe_split"]["properties"]["columns"] == {"const": COLUMNS}
+    assert body["schema"]["oneOf"][0]["properties"]["dataframe_split"]["properties"]["columns"] == {
+        "const": COLUMNS
+    }
     assert body["example"]["dataframe_split"]["columns"] == COLUMNS
     assert page.headers["content-type"].startswith("text/html")
     assert "<h1>toy</h1>" in page.text
@@ -249,7 +266,9 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str,
             .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
         )
         if issuer is not None:
-            builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+            builder = builder.add_extension(
+                x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False
+            )
         certificate = builder.sign(signer or key, hashes.SHA256())
         paths[f"{name}.crt"], paths[f"{name}.key"] = folder / f"{name}.crt", folder / f"{name}.key"
         paths[f"{name}.crt"].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))

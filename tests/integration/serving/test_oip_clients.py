@@ -47,7 +47,9 @@ def _table(animals: dict[str, Animal]) -> tuple[Any, list[int]]:
 
 @pytest.mark.parametrize("binary", [True, False])
 @pytest.mark.parametrize("compression", [None, "gzip", "deflate"])
-def test_triton_http(server: Running, animals: dict[str, Animal], binary: bool, compression: str | None) -> None:
+def test_triton_http(
+    server: Running, animals: dict[str, Animal], binary: bool, compression: str | None
+) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import tritonclient.http as triton
@@ -180,7 +182,13 @@ def test_bad_input_is_the_callers_fault(towers: Running, change: dict[str, Any],
 def test_binary_input_that_lies(towers: Running) -> None:
     head = b'{"inputs":[{"name":"left","shape":[1,2],"datatype":"FP32","parameters":{"binary_data_size":8}}]}'
     with towers.client() as client:
-        for length, tail in ((len(head), b""), (len(head), b"1234567"), (len(head), b"123456789"), (5, b""), (9999, b"")):
+        for length, tail in (
+            (len(head), b""),
+            (len(head), b"1234567"),
+            (len(head), b"123456789"),
+            (5, b""),
+            (9999, b""),
+        ):
             answer = client.post(
                 "/v2/models/toy/infer",
                 content=head + tail,

@@ -71,11 +71,20 @@ def test_a_graph_that_cannot_load_ends_with_78(doubles: Bundle, tmp_path: Path, 
     assert "the model cannot be served" in server.log.read_text()
 
 
-@pytest.mark.parametrize("settings", ['{"serving": {"wokers": 2}}', '{"serving": {"workers": 0}}', "{", '{"x": 1}'])
+@pytest.mark.parametrize(
+    "settings", ['{"serving": {"wokers": 2}}', '{"serving": {"workers": 0}}', "{", '{"x": 1}']
+)
 def test_wrong_settings_end_with_78(doubles: Bundle, tmp_path: Path, settings: str) -> None:
     path = tmp_path / "settings.json"
     path.write_text(settings)
-    command = [sys.executable, "-m", "mlflow_deploy.serving", "--bundle", os.fspath(doubles.path), "--settings"]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow_deploy.serving",
+        "--bundle",
+        os.fspath(doubles.path),
+        "--settings",
+    ]
     done = subprocess.run([*command, os.fspath(path)], cwd=ROOT, capture_output=True, text=True, timeout=20)
     assert done.returncode == 78
     assert done.stderr.startswith("Error: ")
@@ -86,7 +95,14 @@ def test_a_taken_port_is_said_so(doubles: Bundle) -> None:
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         holder.listen()
-        command = [sys.executable, "-m", "mlflow_deploy.serving", "--bundle", os.fspath(doubles.path), "--port"]
+        command = [
+            sys.executable,
+            "-m",
+            "mlflow_deploy.serving",
+            "--bundle",
+            os.fspath(doubles.path),
+            "--port",
+        ]
         command.append(str(holder.getsockname()[1]))
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=20)
     assert done.returncode == 1
@@ -109,7 +125,10 @@ def test_an_onnx_server_imports_nothing_heavy(doubles: Bundle, tmp_path: Path) -
         f"sys.exit(main(['--bundle', {os.fspath(doubles.path)!r}, '--port', '{free_port()}', '--listen-when-ready']))\n"
     )
     process = subprocess.Popen(
-        [sys.executable, script], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE
+        [sys.executable, script],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
     )
     assert process.stdout is not None
     line = process.stdout.readline()
@@ -229,7 +248,9 @@ def _slow_bundle(folder: Path) -> Bundle:
             time.sleep(float(model_input["seconds"].max()))
             return model_input["seconds"].tolist()
 
-    signature = ModelSignature(inputs=Schema([ColSpec("double", "seconds")]), outputs=Schema([ColSpec("double")]))
+    signature = ModelSignature(
+        inputs=Schema([ColSpec("double", "seconds")]), outputs=Schema([ColSpec("double")])
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         native = bundles.save_python(Slow(), folder / "slow", signature)
@@ -376,7 +397,9 @@ def _pss(pid: int) -> float:
 
 def test_the_log_is_json(doubles: Bundle, tmp_path: Path) -> None:
     with running(doubles.path, tmp_path) as server, server.client() as client:
-        client.post("/invocations", content=b"{", headers={"x-request-id": "mine", "content-type": "application/json"})
+        client.post(
+            "/invocations", content=b"{", headers={"x-request-id": "mine", "content-type": "application/json"}
+        )
     (line,) = [line for line in server.lines() if line.get("request_id") == "mine"]
     assert line["status"] == 400
     assert line["level"] == "warning"

@@ -375,7 +375,9 @@ def dates(folder: Path) -> Animal:
     inputs = Schema([ColSpec("datetime", "when"), ColSpec("double", "value")])
     outputs = Schema([ColSpec("long", "year"), ColSpec("datetime", "next")])
     native, bundle = _python(folder, "dates", Dates(), inputs, outputs)
-    table = pd.DataFrame({"when": pd.to_datetime(["2024-02-28 12:00", "1999-12-31 00:00"]), "value": [1.0, 2.0]})
+    table = pd.DataFrame(
+        {"when": pd.to_datetime(["2024-02-28 12:00", "1999-12-31 00:00"]), "value": [1.0, 2.0]}
+    )
     return Animal(native, bundle, table)
 
 

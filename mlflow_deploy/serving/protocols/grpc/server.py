@@ -11,12 +11,12 @@ from typing import Any
 
 import mlflow_deploy
 from mlflow_deploy.errors import ConfigError, MissingExtra
+from mlflow_deploy.serving import tensors
 from mlflow_deploy.serving.auth import Guard
 from mlflow_deploy.serving.errors import BadRequest, InvalidValue, ModelFailed, RequestError, UnknownPath
 from mlflow_deploy.serving.http import not_ready
 from mlflow_deploy.serving.logs import logger
 from mlflow_deploy.serving.metrics import PROTOCOLS
-from mlflow_deploy.serving.protocols import tensors
 from mlflow_deploy.serving.protocols.grpc.messages import METHODS, SERVICE, messages
 from mlflow_deploy.serving.protocols.oip import metadata
 from mlflow_deploy.serving.tuning import concurrency
@@ -176,7 +176,7 @@ class Service:
         if plane is None or worker.metrics.shared.draining:
             raise not_ready(worker)
         parameters = {key: _parameter(value) for key, value in request.parameters.items()}
-        arrays = tensors.for_model(plane.model, _inputs(request))
+        arrays = plane.inputs.match(_inputs(request))
         result = plane.model.to_tensors(plane.predict(plane.model.parse_tensors(arrays, parameters), clock))
         return self._response(request, tensors.select(result, [output.name for output in request.outputs]))
 

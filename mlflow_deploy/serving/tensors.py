@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_deploy.serving.backends.base import Model, TensorInfo
+from mlflow_deploy.serving.backends.base import Model
 from mlflow_deploy.serving.errors import InvalidValue
 from mlflow_deploy.serving.values import Array
 
@@ -19,7 +19,7 @@ DATATYPES = {
     "INT64": np.dtype("<i8"), "FP16": np.dtype("<f2"), "FP32": np.dtype("<f4"), "FP64": np.dtype("<f8"),
     "BYTES": np.dtype(object),
 }  # fmt: skip
-_NAMES = {dtype.str.lstrip("<|="): name for name, dtype in DATATYPES.items() if name != "BYTES"}
+_NAMES = {dtype: name for name, dtype in DATATYPES.items() if name != "BYTES"}
 _KINDS = {"b": "b", "u": "bui", "i": "bui", "f": "uif"}
 _MAX_DIMS = 32
 _LENGTH = struct.Struct("<I")
@@ -27,9 +27,9 @@ _LENGTH = struct.Struct("<I")
 
 def datatype(dtype: np.dtype[Any] | str) -> str:
     """The protocol's name of a numpy dtype; text and objects are BYTES."""
-    if dtype in ("str", "bytes"):
-        return "BYTES"
-    return _NAMES.get(np.dtype(dtype).str.lstrip("<|>="), "BYTES")
+    if isinstance(dtype, str):
+        return "BYTES" if dtype in ("str", "bytes") else datatype(np.dtype(dtype))
+    return _NAMES.get(dtype, "BYTES")
 
 
 def wire_dtype(name: str, given: str) -> np.dtype[Any]:
@@ -49,7 +49,7 @@ def elements(name: str, shape: Sequence[int]) -> int:
     Raises:
         InvalidValue: a dimension is negative, or there are too many.
     """
-    if len(shape) > _MAX_DIMS or any(size < 0 for size in shape):
+    if len(shape) > _MAX_DIMS or (shape and min(shape) < 0):
         raise InvalidValue(f"Input {name!r} has an impossible shape")
     return math.prod(shape)
 
@@ -154,33 +154,43 @@ def _decoded(value: Any) -> str:
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
-def for_model(model: Model, tensors: Iterable[tuple[str, Array]]) -> dict[str, Array]:
-    """The tensors by name, in the model's types.
+class ModelInputs:
+    """The inputs of one model, which requests are checked against."""
 
-    Raises:
-        InvalidValue: an input is unknown, given twice, or of a type that cannot be cast without loss of kind.
-    """
-    known = {info.name: info for info in model.inputs}
-    result: dict[str, Array] = {}
-    for name, array in tensors:
-        if name not in known:
-            raise InvalidValue(f"The model has no input of that name; it has {', '.join(known)}")
-        if name in result:
-            raise InvalidValue(f"Input {name!r} is given twice")
-        result[name] = _cast(known[name], array)
-    return result
+    def __init__(self, model: Model) -> None:
+        self._known = {info.name: info for info in model.inputs}
+        # input and dtype -> the dtype to cast to; None when it already fits
+        self._casts: dict[tuple[str, np.dtype[Any]], np.dtype[Any] | None] = {}
 
+    def match(self, tensors: Iterable[tuple[str, Array]]) -> dict[str, Array]:
+        """The tensors by name, in the model's types.
 
-def _cast(info: TensorInfo, array: Array) -> Array:
-    text = info.dtype in ("str", "bytes", "object")
-    if text != (array.dtype.kind == "O"):
-        raise InvalidValue(f"Input {info.name!r} needs datatype {datatype(info.dtype)}")
-    if text:
-        return array
-    wanted = np.dtype(info.dtype)
-    if not np.can_cast(array.dtype, wanted, "same_kind"):
-        raise InvalidValue(f"Input {info.name!r} needs datatype {datatype(wanted)}")
-    return array.astype(wanted, copy=False)
+        Raises:
+            InvalidValue: an input is unknown, given twice, or of a type that cannot be cast without loss of kind.
+        """
+        result: dict[str, Array] = {}
+        for name, array in tensors:
+            if name in result:
+                raise InvalidValue(f"Input {name!r} is given twice")
+            key = (name, array.dtype)
+            if key not in self._casts:
+                self._casts[key] = self._cast(*key)
+            wanted = self._casts[key]
+            result[name] = array if wanted is None else array.astype(wanted)
+        return result
+
+    def _cast(self, name: str, given: np.dtype[Any]) -> np.dtype[Any] | None:
+        if name not in self._known:
+            raise InvalidValue(f"The model has no input of that name; it has {', '.join(self._known)}")
+        info = self._known[name]
+        if info.dtype in ("str", "bytes", "object"):
+            if given.kind != "O":
+                raise InvalidValue(f"Input {name!r} needs datatype BYTES")
+            return None
+        wanted = np.dtype(info.dtype)
+        if given.kind == "O" or not np.can_cast(given, wanted, "same_kind"):
+            raise InvalidValue(f"Input {name!r} needs datatype {datatype(wanted)}")
+        return None if given == wanted else wanted
 
 
 def names(deployment: str, registered: str) -> tuple[str, ...]:
