@@ -47,6 +47,9 @@ class DeploymentSpec(BaseModel):
     """Address to listen on."""
     port: int | None = Field(default=None, ge=1, le=65535)
     """Port to listen on; unset = a free one is picked and kept for the life of the deployment."""
+    gateway: Literal["none", "envoy"] = "none"
+    """What stands in front of the revisions. `envoy` shares traffic and loses no request in an update; it needs
+    the extra `gateway`, and cannot be changed later."""
     ready_seconds: float = Field(default=120.0, gt=0)
     """How long a revision may take to become ready."""
     parity: ParitySpec = ParitySpec()
@@ -157,7 +160,7 @@ def _describe(model: type[BaseModel], prefix: str) -> Iterator[SettingDoc]:
                 f"{prefix}{name}",
                 _type_name(field.annotation),
                 _shown(field.default),
-                field.description or "",
+                " ".join((field.description or "").split()),
             )
 
 

@@ -241,6 +241,33 @@ class DeploymentExists(TargetError):
         )
 
 
+class RevisionNotFound(TargetError):
+    """The deployment has no such revision."""
+
+    code = "REVISION_NOT_FOUND"
+    mlflow_code = "RESOURCE_DOES_NOT_EXIST"
+
+    def __init__(self, name: str, revision: int, known: Iterable[int]) -> None:
+        super().__init__(
+            f"Deployment {name!r} has no revision {revision}",
+            hint=f"Revisions: {', '.join(str(number) for number in sorted(known))}",
+        )
+
+
+class NothingToRollBack(TargetError):
+    """No earlier revision is known."""
+
+    code = "ROLLBACK_IMPOSSIBLE"
+    mlflow_code = "INVALID_STATE"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"Deployment {name!r} cannot be rolled back",
+            why="no other revision has served before",
+            hint="Name one with --to REVISION, or update it with the model version that you want",
+        )
+
+
 class DeploymentBusy(TargetError):
     """Another command works on the same deployment."""
 

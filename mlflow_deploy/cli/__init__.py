@@ -15,8 +15,10 @@ COMMANDS: dict[str, str] = {
     "demo": "mlflow_deploy.cli.demo:demo",
     "down": "mlflow_deploy.cli.machine:down",
     "logs": "mlflow_deploy.cli.logs:logs",
+    "rollback": "mlflow_deploy.cli.traffic:rollback",
     "settings": "mlflow_deploy.cli.settings:settings",
     "status": "mlflow_deploy.cli.status:status",
+    "traffic": "mlflow_deploy.cli.traffic:traffic",
     "up": "mlflow_deploy.cli.machine:up",
 }
 """Command -> `module:object`."""

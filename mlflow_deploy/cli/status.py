@@ -21,6 +21,6 @@ def status(name: str | None, target: str, as_json: bool) -> None:
     place = open_target(target)
     records = [place.require(name)] if name else place.records()
     rows = [describe(place, record) for record in records]
-    show_deployments(rows, as_json=as_json)
+    show_deployments(rows, as_json=as_json, revisions=name is not None)
     if any(row["status"] != "ready" for row in rows):
         sys.exit(3)

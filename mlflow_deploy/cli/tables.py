@@ -11,8 +11,10 @@ import click
 _COLORS = {"ready": "green", "unavailable": "yellow", "starting": "yellow", "failed": "red", "stopped": "red"}
 
 
-def show_deployments(deployments: Sequence[dict[str, Any]], *, as_json: bool) -> None:
-    """Print deployments as `lifecycle.release.describe` gives them."""
+def show_deployments(
+    deployments: Sequence[dict[str, Any]], *, as_json: bool, revisions: bool = False
+) -> None:
+    """Print deployments as `lifecycle.release.describe` gives them, with `revisions` each revision too."""
     if as_json:
         click.echo(json.dumps(list(deployments), indent=2))
         return
@@ -40,6 +42,30 @@ def show_deployments(deployments: Sequence[dict[str, Any]], *, as_json: bool) ->
         )
     console = Console()
     console.print(table)
+    if revisions:
+        for row in deployments:
+            console.print()
+            console.print(_revisions(row))
     for row in deployments:
         if row["detail"]:
             console.print(f"{row['name']}: {escape(row['detail'])}")
+
+
+def _revisions(deployment: dict[str, Any]) -> object:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("REV", "TRAFFIC", "STATUS", "MODEL", "FORMAT", "SINCE"):
+        table.add_column(column, overflow="fold")
+    for row in deployment["revisions"]:
+        color = _COLORS[row["status"]] if row["traffic"] else "dim"
+        table.add_row(
+            str(row["revision"]),
+            f"{row['traffic']} %",
+            f"[{color}]{row['status']}[/{color}]",
+            escape(row["model_uri"]),
+            row["format"],
+            row["created_at"],
+        )
+    return table

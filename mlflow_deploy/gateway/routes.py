@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -46,7 +47,14 @@ def routes(spec: GatewaySpec, backends: Sequence[Backend], traffic: Traffic) -> 
             f"The header X-Revision names a revision that does not run; there are: {known}",
         )
     )
-    table += _destination(spec, by_number, traffic, [])
+    sticky = spec.sticky
+    if sticky is not None and sticky.by == "cookie":
+        pattern = rf"(.*; *)?{re.escape(sticky.name)}=[^;]+(;.*)?"
+        known_client = {"name": "cookie", "string_match": {"safe_regex": {"regex": pattern}}}
+        table += _destination(spec, by_number, traffic, [known_client])
+        table += [_with_cookie(route, sticky) for route in _destination(spec, by_number, traffic, [])]
+    else:
+        table += _destination(spec, by_number, traffic, [])
     return [
         {
             "@type": _TYPE + "config.route.v3.RouteConfiguration",
@@ -138,7 +146,7 @@ def _action(spec: GatewaySpec, weights: Mapping[int, int], retry_on: str, *, grp
     }
     if spec.sticky is not None:
         shares["use_hash_policy"] = True
-        action["hash_policy"] = [_hash(spec.sticky)]
+        action["hash_policy"] = _hashes(spec.sticky)
     return action
 
 
@@ -169,13 +177,18 @@ def _mirror(backends: Mapping[int, Backend], traffic: Traffic, *, grpc: bool) ->
     ]
 
 
-def _hash(sticky: Sticky) -> dict[str, Any]:
+def _hashes(sticky: Sticky) -> list[dict[str, Any]]:
+    """What is hashed to choose the revision and then the replica."""
     if sticky.by == "header":
-        return {"header": {"header_name": sticky.name}}
-    cookie = {
-        "name": sticky.name,
-        "ttl": f"{sticky.cookie_seconds}s",
-        "path": "/",
-        "attributes": [{"name": "HttpOnly"}, {"name": "SameSite", "value": "Lax"}],
-    }
-    return {"cookie": cookie}
+        return [{"header": {"header_name": sticky.name}}]
+    # A client without the cookie gets the id of its first request as its value. So the first request is
+    # already sent where the later ones go; Envoy's own cookies are made after the revision was chosen.
+    return [{"cookie": {"name": sticky.name}, "terminal": True}, {"header": {"header_name": "x-request-id"}}]
+
+
+def _with_cookie(route: dict[str, Any], sticky: Sticky) -> dict[str, Any]:
+    """The route with the sticky cookie added to its answers."""
+    age = f"; Max-Age={sticky.cookie_seconds}" if sticky.cookie_seconds else ""
+    value = f"{sticky.name}=%REQ(X-REQUEST-ID)%{age}; Path=/; HttpOnly; SameSite=Lax"
+    cookie = {"header": {"key": "set-cookie", "value": value}, "append_action": "APPEND_IF_EXISTS_OR_ADD"}
+    return {**route, "response_headers_to_add": [cookie]}

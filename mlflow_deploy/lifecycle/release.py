@@ -16,7 +16,14 @@ import msgspec
 from mlflow_deploy import rollout
 from mlflow_deploy.bundle import Bundle, read_bundle, write_bundle
 from mlflow_deploy.config import DeploymentSpec, check_name, parse_spec, state_home
-from mlflow_deploy.errors import ConfigError, DeploymentBusy, DeploymentExists
+from mlflow_deploy.errors import (
+    ConfigError,
+    DeploymentBusy,
+    DeploymentExists,
+    NothingToRollBack,
+    RevisionNotFound,
+    Unsupported,
+)
 from mlflow_deploy.lifecycle.registry import ResolvedModel, fetch, resolve
 from mlflow_deploy.progress import mlflow_is_quiet
 from mlflow_deploy.targets.base import DeploymentRecord, RevisionRecord, Target
@@ -57,6 +64,7 @@ def create(
                 phase="creating",
                 host=spec.host,
                 port=port,
+                gateway=spec.gateway,
                 revisions=(),
                 weights={},
                 created_at=revision.created_at,
@@ -64,7 +72,7 @@ def create(
             )
             progress(f"Starting revision 1 of {name}")
             record = rollout.bring_up(target, record, revision, bundle)
-            record = rollout.promote(target, record, {1: bundle}, now=_now())
+            record = rollout.move(target, record, {1: 100}, {1: bundle}, now=_now())
         except BaseException:
             target.remove(name)
             raise
@@ -93,11 +101,15 @@ def update(
         record = _settle(target, target.require(name))
         stable = record.stable
         spec = parse_spec(config, flavor=flavor, base=DeploymentSpec.model_validate(stable.spec))
-        if (spec.host, spec.port) != (record.host, spec.port and record.port):
+        if (spec.host, spec.port, spec.gateway) != (
+            record.host,
+            spec.port and record.port,
+            record.gateway,
+        ):
             raise ConfigError(
-                f"The address of deployment {name!r} cannot be changed",
-                why=f"it is {record.host}:{record.port} for as long as the deployment lives",
-                hint="Delete the deployment and create it with the new address",
+                f"The address and the gateway of deployment {name!r} cannot be changed",
+                why=f"they are {record.host}:{record.port} and gateway={record.gateway} for its whole life",
+                hint="Delete the deployment and create it anew",
             )
         number = max(revision.number for revision in record.revisions) + 1
         revision, bundle = _make_revision(number, model_uri or stable.resolved_uri, spec, progress)
@@ -107,8 +119,73 @@ def update(
         progress(f"Starting revision {number} of {name} beside revision {stable.number}")
         record = rollout.bring_up(target, record, revision, bundle)
         progress(f"Moving the traffic to revision {number}")
-        record = rollout.promote(target, record, {number: bundle}, now=_now())
+        record = rollout.move(target, record, {number: 100}, {number: bundle}, now=_now())
         return describe(target, record)
+
+
+def set_traffic(
+    target: Target, name: str, weights: Mapping[int, int], *, progress: Progress
+) -> dict[str, Any]:
+    """Share the traffic of a deployment among its revisions; those that do not run are started first.
+
+    Args:
+        weights: revision -> percent, adding up to 100.
+
+    Raises:
+        DeployError: the traffic is as before.
+    """
+    check_name(name)
+    if any(weight < 0 for weight in weights.values()) or sum(weights.values()) != 100:
+        shares = ", ".join(f"{number}={weight}" for number, weight in weights.items()) or "none"
+        raise ConfigError("The shares must be 0 or more and add up to 100", why=f"they are {shares}")
+    with target.lock(name):
+        _clear(target, name)
+        record = _settle(target, target.require(name))
+        known = [revision.number for revision in record.revisions]
+        for number in weights:
+            if number not in known:
+                raise RevisionNotFound(name, number, known)
+        wanted = [number for number, weight in weights.items() if weight]
+        if len(wanted) > 1 and not target.can_split(record):
+            raise Unsupported(
+                target.name,
+                "sharing traffic between revisions of a deployment without gateway",
+                "Create the deployment with -C gateway=envoy, or give one revision 100 %",
+            )
+        bundles = {number: _bundle(record, number) for number in wanted}
+        started = []
+        try:
+            for number in wanted:
+                if target.status(record, number).state == "stopped":
+                    progress(f"Starting revision {number} of {name}")
+                    started.append(number)
+                    target.start(record, record.revision(number), bundles[number])
+            progress(f"Moving the traffic of {name}")
+            record = rollout.move(target, record, weights, bundles, now=_now())
+        except BaseException:
+            for number in started:
+                if not record.weights.get(number):
+                    target.stop(name, number)
+            raise
+        return describe(target, record)
+
+
+def rollback(target: Target, name: str, to: int | None = None, *, progress: Progress) -> dict[str, Any]:
+    """Give all traffic back to an earlier revision. Needs no tracking server: bundles are kept.
+
+    Args:
+        to: the revision; None for the one that was stable before.
+
+    Raises:
+        NothingToRollBack: no other revision was stable before.
+        DeployError: the traffic is as before.
+    """
+    record = target.require(check_name(name))
+    if to is None:
+        if not record.previous:
+            raise NothingToRollBack(name)
+        to = record.previous[-1]
+    return set_traffic(target, name, {to: 100}, progress=progress)
 
 
 def delete(target: Target, name: str) -> None:
@@ -134,6 +211,8 @@ def describe(target: Target, record: DeploymentRecord) -> dict[str, Any]:
         "flavor": stable.format,
         "target": target.name,
         "url": target.url(record),
+        "gateway": record.gateway,
+        "traffic": {str(number): weight for number, weight in sorted(record.weights.items()) if weight},
         "status": status.state,
         "detail": status.detail,
         "revision": stable.number,
@@ -146,6 +225,17 @@ def describe(target: Target, record: DeploymentRecord) -> dict[str, Any]:
         "parity": stable.parity,
         "notes": list(stable.notes),
         "bundle": stable.bundle,
+        "revisions": [
+            {
+                "revision": revision.number,
+                "status": (status if revision is stable else target.status(record, revision.number)).state,
+                "traffic": record.weights.get(revision.number, 0),
+                "model_uri": revision.resolved_uri,
+                "format": revision.format,
+                "created_at": revision.created_at,
+            }
+            for revision in record.revisions
+        ],
         "created_at": record.created_at,
         "updated_at": record.updated_at,
     }
@@ -270,14 +360,15 @@ def _settle(target: Target, record: DeploymentRecord) -> DeploymentRecord:
     """Undo a rollout that a killed `update` left and make what runs match the record."""
     if record.candidate:
         record = rollout.abandon(target, record)
-    store = state_home() / "bundles"
-    bundles = {
-        number: read_bundle(store / record.revision(number).bundle, verify=False)
-        for number, weight in record.weights.items()
-        if weight > 0
-    }
-    target.apply(record, bundles)
+    target.apply(
+        record, {number: _bundle(record, number) for number, weight in record.weights.items() if weight}
+    )
     return record
+
+
+def _bundle(record: DeploymentRecord, number: int) -> Bundle:
+    """The bundle of a revision; the server checks its digests when it starts."""
+    return read_bundle(state_home() / "bundles" / record.revision(number).bundle, verify=False)
 
 
 def _now() -> str:

@@ -35,16 +35,29 @@ def bring_up(
     return announced
 
 
-def promote(
-    target: Target, record: DeploymentRecord, bundles: Mapping[int, Bundle], *, now: str
+def move(
+    target: Target,
+    record: DeploymentRecord,
+    weights: Mapping[int, int],
+    bundles: Mapping[int, Bundle],
+    *,
+    now: str,
 ) -> DeploymentRecord:
-    """Give the candidate all traffic and stop the others (strategy `recreate`)."""
-    promoted = msgspec.structs.replace(
-        record, phase="ready", weights={record.candidate: 100}, candidate=0, updated_at=now
+    """Give each revision its share of the traffic and stop those without one.
+
+    Args:
+        weights: revision -> percent, adding up to 100; each revision is ready.
+        bundles: the bundle of each of them.
+    """
+    moved = msgspec.structs.replace(
+        record, phase="ready", weights={n: w for n, w in weights.items() if w}, candidate=0, updated_at=now
     )
-    target.write_record(promoted)
-    target.apply(promoted, bundles)
-    return promoted
+    if record.weights and record.stable.number != moved.stable.number:
+        before = tuple(number for number in record.previous if number != moved.stable.number)
+        moved = msgspec.structs.replace(moved, previous=(*before, record.stable.number))
+    target.write_record(moved)
+    target.apply(moved, bundles)
+    return moved
 
 
 def abandon(target: Target, record: DeploymentRecord) -> DeploymentRecord:

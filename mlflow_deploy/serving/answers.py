@@ -36,12 +36,17 @@ class Answers:
             (None if output.dtype == "str" else np.dtype(output.dtype), output.squeeze)
             for output in self.outputs
         ]
+        # The type of the only output, when it can be answered as it is.
+        dtype, squeeze = self._casts[0]
+        self._plain = dtype if len(self._casts) == 1 and not squeeze else None
         self.names = [output.column or output.name for output in self.outputs]
         if self.form == "array":
             self.names = ["predictions"]
 
     def finish(self, raw: Sequence[Any]) -> list[Array]:
         """The outputs in the native model's types and shapes."""
+        if len(raw) == 1 and isinstance(raw[0], np.ndarray) and raw[0].dtype is self._plain:
+            return raw if isinstance(raw, list) else list(raw)
         finished = []
         for (dtype, squeeze), value in zip(self._casts, raw, strict=True):
             array = value if isinstance(value, np.ndarray) else np.asarray(value)

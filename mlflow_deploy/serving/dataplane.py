@@ -15,14 +15,11 @@ from mlflow_deploy.serving.tuning import concurrency, model_threads
 from mlflow_deploy.settings import ServingSettings
 
 
-class Timing(Protocol):
-    """Where the data plane notes what one request cost; a protocol's request is one."""
+class Asking(Protocol):
+    """Who asks for a prediction: a protocol's request."""
 
     arrived: float
-    queued: float
-    computed: float
-    rows: int
-    batch: int
+    call: Call | None
 
 
 class DataPlane:
@@ -48,23 +45,24 @@ class DataPlane:
         if self._deadline and not model.interruptible:
             self._aside = ThreadPoolExecutor(concurrency(settings), thread_name_prefix="model")
 
-    def predict(self, call: Call, timing: Timing) -> Any:
+    def predict(self, call: Call, request: Asking) -> Any:
         """The model's result for a call.
 
         Args:
-            timing: the request; its `arrived` is `time.perf_counter()` at its arrival, the rest is filled in.
+            request: who asks; its `arrived` is `time.perf_counter()` at its arrival, its `call` is set.
 
         Raises:
             RequestError: the server is busy, the deadline has passed, or the call does not fit the model.
             Exception: whatever the model raises.
         """
         deadline, admission = self._deadline, self.admission
-        admission.enter(timing.arrived)
+        admission.enter(request.arrived)
+        request.call = call
         if self._aside is not None:
-            return self._predict_aside(self._aside, call, timing)
+            return self._predict_aside(self._aside, call, request)
         call.begun = perf_counter()
         if deadline:
-            call.expires = timing.arrived + deadline
+            call.expires = request.arrived + deadline
         try:
             if self._batcher is not None and call.stackable:
                 result = self._batcher.run(call, deadline)
@@ -80,28 +78,26 @@ class DataPlane:
             raise
         finally:
             admission.leave()
-        timing.queued = call.begun - timing.arrived
-        timing.computed = call.ended - call.begun
-        timing.rows = call.rows
-        timing.batch = call.batch
+            # The call lives on until it is counted; its data need not.
+            call.data = None
         if deadline and call.ended > call.expires:
             raise DeadlineExceeded(deadline)
         return result
 
-    def _predict_aside(self, pool: ThreadPoolExecutor, call: Call, timing: Timing) -> Any:
-        begun = perf_counter()
+    def _predict_aside(self, pool: ThreadPoolExecutor, call: Call, request: Asking) -> Any:
+        call.begun = begun = perf_counter()
         future: Future[Any] = pool.submit(self.model.run, call)
         # The slot is taken as long as the model computes, even when its caller has gone.
         future.add_done_callback(lambda _: self.admission.leave())
         try:
-            result = future.result(timeout=max(0.0, timing.arrived + self._deadline - begun))
+            result = future.result(timeout=max(0.0, request.arrived + self._deadline - begun))
         except TimeoutError as error:
             if future.done():
                 raise
             raise DeadlineExceeded(self._deadline) from error
-        timing.queued = begun - timing.arrived
-        timing.computed = perf_counter() - begun
-        timing.rows = timing.batch = call.rows
+        call.ended = perf_counter()
+        call.batch = call.rows
+        call.data = None
         return result
 
     def tick(self) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from mlflow_deploy.serving.auth import Guard
+from mlflow_deploy.serving.backends.base import Call
 from mlflow_deploy.serving.errors import (
     BadRequest,
     ModelFailed,
@@ -39,18 +40,22 @@ _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 JSON = "application/json"
 
 
-class Request:
-    """One HTTP request."""
+class Request(msgspec.Struct):
+    """One HTTP request.
 
-    __slots__ = ("_limit", "arrived", "batch", "computed", "environ", "id", "queued", "rows")
+    Attributes:
+        environ: WSGI's environment.
+        id: the request id, the caller's or our own.
+        arrived: `time.perf_counter()` at its arrival.
+        limit: most bytes that its body may have.
+        call: what it asked the model; set by the data plane.
+    """
 
-    def __init__(self, environ: dict[str, Any], request_id: str, arrived: float, limit: int) -> None:
-        self.environ = environ
-        self.id = request_id
-        self.arrived = arrived
-        self.queued = self.computed = 0.0
-        self.rows = self.batch = 0
-        self._limit = limit
+    environ: dict[str, Any]
+    id: str
+    arrived: float
+    limit: int
+    call: Call | None = None
 
     def body(self) -> bytes:
         """The body, decompressed when the request says that it is compressed.
@@ -64,12 +69,12 @@ class Request:
         if length:
             if not length.isdecimal():
                 raise BadRequest("The Content-Length is not a number")
-            if int(length) > self._limit:
+            if int(length) > self.limit:
                 raise self._too_large()
             data: bytes = environ["wsgi.input"].read()
         else:
-            data = environ["wsgi.input"].read(self._limit + 1)
-            if len(data) > self._limit:
+            data = environ["wsgi.input"].read(self.limit + 1)
+            if len(data) > self.limit:
                 raise self._too_large()
         encoding = environ.get("HTTP_CONTENT_ENCODING")
         return data if encoding is None else self._inflate(data, encoding)
@@ -82,10 +87,10 @@ class Request:
         # 32 lets zlib tell gzip from zlib by the header.
         inflater = zlib.decompressobj(zlib.MAX_WBITS | 32)
         try:
-            plain = inflater.decompress(data, self._limit + 1)
+            plain = inflater.decompress(data, self.limit + 1)
         except zlib.error as error:
             raise BadRequest("The body is not compressed as its Content-Encoding says") from error
-        if len(plain) > self._limit:
+        if len(plain) > self.limit:
             raise self._too_large()
         if not inflater.eof:
             raise BadRequest("The compressed body ends too early")
@@ -93,26 +98,18 @@ class Request:
 
     def _too_large(self) -> TooLarge:
         return TooLarge(
-            f"The body is larger than the {self._limit} bytes that are allowed",
+            f"The body is larger than the {self.limit} bytes that are allowed",
             hint="Send fewer rows per request, or raise serving.max_body_bytes",
         )
 
 
-class Response:
+class Response(msgspec.Struct):
     """The answer to a request."""
 
-    __slots__ = ("body", "headers", "status")
-
-    def __init__(
-        self,
-        body: bytes,
-        status: int = 200,
-        content_type: str = JSON,
-        headers: Iterable[tuple[str, str]] = (),
-    ) -> None:
-        self.body = body
-        self.status = status
-        self.headers: Headers = [("content-type", content_type), *headers]
+    body: bytes
+    status: int = 200
+    content_type: str = JSON
+    headers: Headers = []
 
 
 Handler = Callable[[Request], Response]
@@ -182,20 +179,14 @@ class App:
         except Exception as raised:  # noqa: BLE001 - whatever a model raises becomes an answer and a log line
             error = raised
             response = _error_response(raised, route)
-        seconds = perf_counter() - arrived
-        self._metrics.answered(
-            route.protocol,
-            response.status,
-            seconds,
-            request.queued,
-            request.computed,
-            request.rows,
-            request.batch,
-        )
+        ended = perf_counter()
+        self._metrics.answered(route.protocol, response.status, arrived, ended, request.call)
         if error is not None or (self._sample and random.random() < self._sample):  # noqa: S311
-            self._log(request, response.status, seconds, error)
-        response.headers.append(("x-request-id", given))
-        start(_STATUS_LINE[response.status], response.headers)
+            self._log(request, response.status, ended - arrived, error)
+        headers = [("content-type", response.content_type), ("x-request-id", given)]
+        if response.headers:
+            headers += response.headers
+        start(_STATUS_LINE[response.status], headers)
         return [response.body]
 
     def _find(self, path: str) -> Route:

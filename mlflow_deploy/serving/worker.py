@@ -14,7 +14,7 @@ import msgspec
 
 import mlflow_deploy
 from mlflow_deploy.bundle import Bundle
-from mlflow_deploy.serving.backends.base import load_model
+from mlflow_deploy.serving.backends.base import Call, load_model
 from mlflow_deploy.serving.config import ServerConfig
 from mlflow_deploy.serving.dataplane import DataPlane
 from mlflow_deploy.serving.logs import logger
@@ -60,6 +60,7 @@ class Worker:
             Exception: whatever goes wrong; the server must not become ready then.
         """
         begun = time.perf_counter()
+        threading.Thread(target=self._tick, name="tick", daemon=True).start()
         model = load_model(self.bundle, self.settings)
         plane = DataPlane(model, self.settings)
         if self.settings.warm_up:
@@ -70,14 +71,16 @@ class Worker:
         # What was loaded stays: the collector need not walk through it again and again.
         gc.collect()
         gc.freeze()
-        threading.Thread(target=self._watch, args=(plane,), name="tick", daemon=True).start()
         logger().info("ready", extra={"fields": {"seconds": round(seconds, 3), **self.identity}})
 
-    def _watch(self, plane: DataPlane) -> None:
-        """End overdue calls and keep the gauges true, without a cost for each request."""
+    def _tick(self) -> None:
+        """End overdue calls and keep counters and gauges true, at little cost for each request."""
         while True:
-            plane.tick()
-            self.metrics.gauges(plane.admission.active, plane.admission.waiting)
+            plane = self.plane
+            if plane is not None:
+                plane.tick()
+                self.metrics.gauges(plane.admission.active, plane.admission.waiting)
+            self.metrics.flush()
             time.sleep(_TICK_SECONDS)
 
     @property
@@ -109,8 +112,7 @@ class Clock:
 
     def __init__(self) -> None:
         self.arrived = time.perf_counter()
-        self.queued = self.computed = 0.0
-        self.rows = self.batch = 0
+        self.call: Call | None = None
 
 
 def _warm_up(plane: DataPlane, bundle: Bundle) -> None:

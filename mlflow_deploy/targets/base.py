@@ -18,7 +18,7 @@ class Capability(enum.Enum):
     """What a target may be able to do; callers ask before they act."""
 
     TRAFFIC_SPLIT = "traffic-split"
-    """Several revisions of a deployment share the traffic by weights."""
+    """Several revisions can share the traffic by weights; `can_split` asks for one deployment."""
 
     DURABLE = "durable"
     """Deployments outlive the process that made them."""
@@ -72,9 +72,11 @@ class DeploymentRecord(msgspec.Struct, frozen=True, kw_only=True):
             A record in another phase than `ready` whose lock is free was left by a killed command.
         host: address the deployment listens on.
         port: its port.
+        gateway: what stands in front of the revisions: `envoy` or `none`.
         revisions: every revision that still exists, oldest first.
         weights: revision number -> share of the traffic in percent; adds up to 100 in phase `ready`.
         candidate: revision that a rollout is bringing up, 0 when there is none.
+        previous: revisions that were stable before, the latest last; a rollback goes back along them.
         created_at: UTC time, ISO 8601.
         updated_at: UTC time, ISO 8601.
     """
@@ -83,9 +85,11 @@ class DeploymentRecord(msgspec.Struct, frozen=True, kw_only=True):
     phase: Literal["creating", "ready", "deleting"]
     host: str
     port: int
+    gateway: str = "none"
     revisions: tuple[RevisionRecord, ...]
     weights: dict[int, int]
     candidate: int = 0
+    previous: tuple[int, ...] = ()
     created_at: str
     updated_at: str
 
@@ -201,7 +205,7 @@ class Target(ABC):
             bundles: the bundle of each revision that has a weight.
 
         Raises:
-            Unsupported: several revisions have a weight, and the target has not TRAFFIC_SPLIT.
+            Unsupported: several revisions have a weight, and the deployment cannot split its traffic.
         """
 
     @abstractmethod
@@ -213,6 +217,10 @@ class Target(ABC):
         host = "127.0.0.1" if record.host in ("0.0.0.0", "::") else record.host  # noqa: S104
         tls = bool(record.stable.spec.get("serving", {}).get("tls_cert"))
         return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{record.port}"
+
+    def can_split(self, record: DeploymentRecord) -> bool:
+        """Whether several revisions of this deployment can share its traffic."""
+        return Capability.TRAFFIC_SPLIT in self.capabilities
 
     def require(self, name: str) -> DeploymentRecord:
         """The record of a finished deployment.

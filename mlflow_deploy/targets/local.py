@@ -5,11 +5,13 @@ Layout of the state folder (`MLFLOW_DEPLOY_HOME`, by default in the user's state
     bundles/sha256-.../              the bundles of all deployments
     local/supervisord.conf, ...      the process supervisor
     local/programs/NAME.r1.conf      one file per process
-    local/deployments/NAME/          deployment.json (the record), port, r1.json (settings), logs/r1.log
+    local/deployments/NAME/          deployment.json (the record), ports.json, r1.json (settings), logs/r1.log
+    local/deployments/NAME/gateway/  configuration of its Envoy, when it has one
     local/locks/NAME.lock            held by the command that changes the deployment
 
-Revisions listen on the deployment's own port. A new one opens it only when it is ready and then shares it
-with the old one until that is stopped, so an update has no gap; weights other than 100 need a gateway.
+With a gateway, Envoy listens on the deployment's port and revisions on ports of their own. Without one,
+revisions listen on the deployment's port themselves: a new one opens it only when it is ready and then
+shares it with the old one until that is stopped.
 """
 
 from __future__ import annotations
@@ -28,7 +30,6 @@ from mlflow_deploy.bundle import Bundle
 from mlflow_deploy.config import state_home
 from mlflow_deploy.errors import (
     DeploymentBusy,
-    PortInUse,
     StartFailed,
     StateWriteFailed,
     Unsupported,
@@ -43,11 +44,11 @@ from mlflow_deploy.targets.base import (
     RevisionStatus,
     Target,
 )
-from mlflow_deploy.targets.network import answers, free_port, is_free, listens
+from mlflow_deploy.targets.local_gateway import apply_gateway, behind_gateway, gateway_ready
+from mlflow_deploy.targets.local_ports import PortBook
+from mlflow_deploy.targets.network import answers, listens
 from mlflow_deploy.targets.supervisor import ProcessState, Program, Supervisor
 
-# Below the kernel's range for outgoing connections, so that nothing takes a deployment's port while it is down.
-_PORTS = range(8500, 9500)
 _POLL_SECONDS = 0.05
 _RECORD = "deployment.json"
 _TAIL_LINES = 5
@@ -57,12 +58,13 @@ class LocalTarget(Target):
     """Revisions as supervised processes of this machine."""
 
     name = "local"
-    capabilities = frozenset({Capability.DURABLE, Capability.RESTARTS})
+    capabilities = frozenset({Capability.DURABLE, Capability.RESTARTS, Capability.TRAFFIC_SPLIT})
 
     def __init__(self, home: Path | None = None) -> None:
         self.home = home or state_home()
         self._folder = self.home / "local"
         self._deployments = self._folder / "deployments"
+        self._ports = PortBook(self._folder)
         self.supervisor = Supervisor(self._folder)
 
     # --- records ---
@@ -99,8 +101,9 @@ class LocalTarget(Target):
         self._write(folder / _RECORD, text)
 
     def remove(self, name: str) -> None:
+        # The gateway's name sorts first, so that no request comes for a revision that is gone.
         for program in self.supervisor.program_names():
-            if program.rpartition(".r")[0] == name:
+            if program.partition(".")[0] == name:
                 self.supervisor.remove(program)
         folder = self._deployments / name
         if folder.exists():
@@ -110,16 +113,7 @@ class LocalTarget(Target):
         shutil.rmtree(self._folder / "trash", ignore_errors=True)
 
     def reserve_address(self, name: str, host: str, port: int | None) -> int:
-        with locked(self._make(self._folder) / "ports.lock", wait=True):
-            taken = {self._reserved_port(other) for other in self.names() if other != name}
-            if port is not None:
-                if port in taken or not is_free(host, port):
-                    raise PortInUse(host, port)
-            else:
-                port = free_port(host, [number for number in _PORTS if number not in taken])
-            folder = self._make(self._deployments / name)
-            self._write(folder / "port", f"{port}\n".encode())
-            return port
+        return self._ports.port(name, "public", host, port)
 
     # --- processes ---
 
@@ -152,19 +146,31 @@ class LocalTarget(Target):
                 state="unavailable",
                 detail="it is not under supervision; `mlflow-deploy up` starts it",
             )
-        return _status(number, process, ready=_is_ready(process, record, record.revision(number)))
+        if record.gateway != "none" and not gateway_ready(self._gateway(record.name)):
+            return RevisionStatus(
+                number=number, state="unavailable", pid=process.pid, detail="its gateway does not answer"
+            )
+        return _status(number, process, ready=self._is_ready(process, record, record.revision(number)))
+
+    def can_split(self, record: DeploymentRecord) -> bool:
+        return record.gateway != "none"
 
     def apply(self, record: DeploymentRecord, bundles: Mapping[int, Bundle]) -> None:
         wanted = [number for number, weight in record.weights.items() if weight > 0]
-        if len(wanted) > 1:
+        if len(wanted) > 1 and not self.can_split(record):
             raise Unsupported(
-                self.name, "sharing traffic between revisions without a gateway", "Give one revision 100 %"
+                self.name,
+                "sharing traffic between revisions without a gateway",
+                "Create the deployment with -C gateway=envoy, or give one revision 100 %",
             )
         for number in wanted:
             self._run(record, record.revision(number), bundles[number])
+        if self.can_split(record):
+            addresses = {number: self._address(record, record.revision(number)) for number in wanted}
+            apply_gateway(self.supervisor, record, self._gateway(record.name), addresses)
         kept = {_program_name(record.name, number) for number in wanted}
         for program in self.supervisor.program_names():
-            if program.rpartition(".r")[0] == record.name and program not in kept:
+            if program.startswith(f"{record.name}.r") and program not in kept:
                 self.supervisor.remove(program)
 
     def logs(self, name: str, number: int, *, follow: bool) -> Iterator[str]:
@@ -180,11 +186,15 @@ class LocalTarget(Target):
         folder = self._make(self._deployments / record.name)
         self._make(folder / "logs")
         settings = folder / f"r{revision.number}.json"
-        serving = msgspec.convert(revision.spec.get("serving", {}), ServingSettings)
+        host, port, given = record.host, record.port, revision.spec.get("serving", {})
+        if self.can_split(record):
+            port, grpc_port = self._address(record, revision)
+            host, given = "127.0.0.1", behind_gateway(given, grpc_port)
+        serving = msgspec.convert(given, ServingSettings)
         identity = {"deployment": record.name, "revision": revision.number, "serving": serving}
         self._write(settings, msgspec.json.format(msgspec.json.encode(identity, order="sorted")) + b"\n")
         command = [sys.executable, "-m", "mlflow_deploy.serving", "--bundle", str(bundle.path)]
-        command += ["--host", record.host, "--port", str(record.port), "--settings", str(settings)]
+        command += ["--host", host, "--port", str(port), "--settings", str(settings)]
         command += ["--listen-when-ready", "--die-with-parent"]
         self.supervisor.add(
             Program(
@@ -205,7 +215,7 @@ class LocalTarget(Target):
             if process is None or process.state in ("BACKOFF", "EXITED", "FATAL"):
                 why = process.error if process and process.error else "its process ended"
                 raise StartFailed(record.name, revision.number, why, self._tail(record.name, revision.number))
-            if _is_ready(process, record, revision):
+            if self._is_ready(process, record, revision):
                 return _status(revision.number, process, ready=True)
             if time.monotonic() > deadline:
                 raise StartFailed(
@@ -216,6 +226,35 @@ class LocalTarget(Target):
                 )
             time.sleep(_POLL_SECONDS)
 
+    def _is_ready(self, process: ProcessState, record: DeploymentRecord, revision: RevisionRecord) -> bool:
+        """Whether a revision's own process accepts requests.
+
+        It opens the port only when it is ready. Another revision may share the port, so an answer alone
+        would not tell which of them is.
+        """
+        serving = revision.spec.get("serving", {})
+        tls = bool(serving.get("tls_cert"))
+        host, port = record.host, record.port
+        if self.can_split(record):
+            (port, _), host, tls = self._address(record, revision), "127.0.0.1", False
+        if not process.pid or not listens(process.pid, port):
+            return False
+        if tls and serving.get("tls_client_ca"):
+            return True  # It would not answer a caller without a certificate.
+        return answers(host, port, tls=tls)
+
+    def _address(self, record: DeploymentRecord, revision: RevisionRecord) -> tuple[int, int]:
+        """HTTP port and gRPC port (0 for none) of a revision's process behind the gateway."""
+        label = f"r{revision.number}"
+        grpc = revision.spec.get("serving", {}).get("grpc")
+        return (
+            self._ports.port(record.name, label, "127.0.0.1"),
+            self._ports.port(record.name, f"{label}-grpc", "127.0.0.1") if grpc else 0,
+        )
+
+    def _gateway(self, name: str) -> Path:
+        return self._deployments / name / "gateway"
+
     def _log(self, name: str, number: int) -> Path:
         return self._deployments / name / "logs" / f"r{number}.log"
 
@@ -224,11 +263,6 @@ class LocalTarget(Target):
             lines = self._log(name, number).read_text(encoding="utf-8", errors="replace").splitlines()
             return " | ".join(line.strip() for line in lines[-_TAIL_LINES:])
         return ""
-
-    def _reserved_port(self, name: str) -> int:
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            return int((self._deployments / name / "port").read_text())
-        return 0
 
     def _make(self, folder: Path) -> Path:
         try:
@@ -246,20 +280,6 @@ class LocalTarget(Target):
 
 def _program_name(name: str, number: int) -> str:
     return f"{name}.r{number}"
-
-
-def _is_ready(process: ProcessState, record: DeploymentRecord, revision: RevisionRecord) -> bool:
-    """Whether a revision's own process accepts requests.
-
-    It opens the port only when it is ready. Another revision may share the port, so an answer alone would
-    not tell which of them is.
-    """
-    if not process.pid or not listens(process.pid, record.port):
-        return False
-    serving = revision.spec.get("serving", {})
-    if serving.get("tls_client_ca"):
-        return True  # It would not answer a caller without a certificate.
-    return answers(record.host, record.port, tls=bool(serving.get("tls_cert")))
 
 
 def _status(number: int, process: ProcessState, *, ready: bool) -> RevisionStatus:

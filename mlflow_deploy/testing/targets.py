@@ -9,7 +9,7 @@ import pytest
 
 from mlflow_deploy.bundle import Bundle
 from mlflow_deploy.errors import DeploymentBusy, DeploymentNotFound, PortInUse, StartFailed, Unsupported
-from mlflow_deploy.targets.base import Capability, DeploymentRecord, RevisionRecord, Target
+from mlflow_deploy.targets.base import DeploymentRecord, RevisionRecord, Target
 
 _TIME = "2026-01-01T00:00:00+00:00"
 
@@ -121,12 +121,11 @@ class TargetContract:
             assert target.status(moved, 1).state == "stopped"
             assert target.status(moved, 2).state == "ready"
 
-    def test_apply_refuses_a_split_without_the_capability(
+    def test_apply_refuses_a_split_where_there_is_no_gateway(
         self, target: Target, bundles: Sequence[Bundle]
     ) -> None:
-        if Capability.TRAFFIC_SPLIT in target.capabilities:
-            pytest.skip("the target has the capability TRAFFIC_SPLIT")
         record = msgspec.structs.replace(record_of(target, "d1", bundles), weights={1: 50, 2: 50})
+        assert not target.can_split(record)
         with pytest.raises(Unsupported):
             target.apply(record, dict(enumerate(bundles, 1)))
 

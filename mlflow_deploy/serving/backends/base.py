@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import msgspec
+
 from mlflow_deploy.bundle import Bundle
 from mlflow_deploy.errors import ConfigError
 from mlflow_deploy.serving.signature import Signature
@@ -15,8 +17,7 @@ from mlflow_deploy.serving.values import Array
 from mlflow_deploy.settings import ServingSettings
 
 
-@dataclass(slots=True)
-class Call:
+class Call(msgspec.Struct):
     """A parsed request.
 
     Attributes:
@@ -24,7 +25,7 @@ class Call:
         rows: number of rows.
         stackable: calls with the same, non-empty key may be computed in one model call.
         expires: `time.perf_counter()` after which nobody waits for the result; infinite when there is no limit.
-        begun: when the model call began.
+        begun: when the model call began; 0 as long as it has not.
         ended: when it ended.
         batch: rows of the model call that this call led, 0 when it was computed in another's.
     """

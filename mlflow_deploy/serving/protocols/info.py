@@ -8,14 +8,14 @@ from mlflow_deploy.serving.http import Request, Response, Route, not_ready
 from mlflow_deploy.serving.worker import Worker
 
 # The page runs its own script and style, and nothing else may run in it or frame it.
-_PAGE_HEADERS = (
+_PAGE_HEADERS = [
     (
         "content-security-policy",
         "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
         "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
     ),
     ("x-content-type-options", "nosniff"),
-)
+]
 
 
 def routes(worker: Worker) -> dict[str, Route]:
@@ -33,6 +33,7 @@ def routes(worker: Worker) -> dict[str, Route]:
         # prometheus_client is loaded by the first scrape, not by the start of every worker.
         from mlflow_deploy.serving.exposition import exposition
 
+        worker.metrics.flush()
         body, content_type = exposition(worker.metrics.shared, worker.identity)
         return Response(body, 200, content_type)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mlflow_deploy.serving.errors import UnsupportedType
-from mlflow_deploy.serving.http import Request, Response, Route, not_ready
+from mlflow_deploy.serving.http import JSON, Request, Response, Route, not_ready
 from mlflow_deploy.serving.worker import Worker
 
 _PARSERS = {
@@ -46,7 +46,8 @@ def routes(worker: Worker) -> dict[str, Route]:
         if plane is None or worker.metrics.shared.draining:
             raise not_ready(worker)
         model = plane.model
-        parse = getattr(model, parser(request.environ.get("CONTENT_TYPE")))
+        content_type = request.environ.get("CONTENT_TYPE")
+        parse = model.parse_json if content_type == JSON else getattr(model, parser(content_type))
         return Response(model.to_json(plane.predict(parse(request.body()), request)))
 
     return {"/invocations": Route("POST", invocations, protocol="mlflow", scope="predict")}

@@ -128,15 +128,7 @@ class Service:
                 logger().log(40 if trace else 30, "request refused", exc_info=trace, extra={"fields": fields})
                 context.abort(getattr(grpc.StatusCode, _CODES[status]), known.text)
             finally:
-                self._worker.metrics.answered(
-                    _PROTOCOL,
-                    status,
-                    perf_counter() - clock.arrived,
-                    clock.queued,
-                    clock.computed,
-                    clock.rows,
-                    clock.batch,
-                )
+                self._worker.metrics.answered(_PROTOCOL, status, clock.arrived, perf_counter(), clock.call)
 
         return answer
 

@@ -1,0 +1,162 @@
+"""The Docker engine: the connection to it, and its errors as ours."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from mlflow_deploy.errors import DeployError, MissingExtra
+from mlflow_deploy.images.errors import (
+    BaseImageNotFound,
+    BaseImageUnsuitable,
+    BuildFailed,
+    EngineFailed,
+    EngineNotRunning,
+    EnginePermission,
+    NoDiskSpace,
+    RegistryRefused,
+)
+from mlflow_deploy.images.install import UNSUITABLE
+from mlflow_deploy.images.pip import redacted
+
+Progress = Callable[[str], None]
+
+Engine = Any
+"""A `docker.DockerClient`; the package has no types."""
+
+_DEFAULT = "unix:///var/run/docker.sock"
+# A step of a build may be silent for as long as it compiles.
+_TIMEOUT_SECONDS = 3600
+_FULL = "no space left on device"
+
+
+@contextlib.contextmanager
+def connect() -> Iterator[Engine]:
+    """A connection to the engine that DOCKER_HOST or the current Docker context names.
+
+    Raises:
+        MissingExtra: the package `docker` is not installed.
+        EngineNotRunning: no engine answers.
+        EnginePermission: the user may not use its socket.
+        EngineFailed: the connection broke, or the engine failed in a way that nothing else names.
+    """
+    try:
+        import docker
+        from docker.errors import APIError, DockerException
+        from requests.exceptions import RequestException
+    except ImportError as error:
+        raise MissingExtra("The Docker engine's client", "docker", missing=error.name or "docker") from error
+    try:
+        client = docker.from_env(timeout=_TIMEOUT_SECONDS)
+    except (DockerException, RequestException, ValueError) as error:
+        raise _no_connection(error) from error
+    try:
+        yield client
+    except APIError as error:
+        raise failure("The Docker engine refused", reason(error)) from error
+    except (DockerException, RequestException) as error:
+        raise _no_connection(error) from error
+    finally:
+        client.close()
+
+
+def events(stream: Iterable[dict[str, Any]], progress: Progress) -> str:
+    """Follow the engine's answer to build, push or pull; returns the error in it, or an empty string."""
+    tail: list[str] = []
+    for event in stream:
+        if "error" in event:
+            detail = str(event.get("errorDetail", {}).get("message") or event["error"]).strip()
+            # A failed command's own last words say more than its exit status.
+            words = [line for line in tail if line and not line.startswith(("Step ", "--->", "Removing "))]
+            return "; ".join([*words[-3:], detail]) if "returned a non-zero code" in detail else detail
+        text = str(event.get("stream") or "").strip()
+        if text:
+            tail = [*tail[-20:], *text.splitlines()]
+            progress(text.splitlines()[-1])
+        elif status := event.get("status"):
+            progress(" ".join(str(part) for part in (status, event.get("id"), event.get("progress")) if part))
+    return ""
+
+
+def reason(error: Exception) -> str:
+    """The engine's own words in an APIError."""
+    return str(getattr(error, "explanation", "") or error).strip()
+
+
+def failure(what: str, why: str) -> DeployError:
+    """The error for an engine's message that only depends on the message."""
+    if _FULL in why.lower():
+        return NoDiskSpace(what[0].lower() + what[1:], redacted(why))
+    return EngineFailed(what, redacted(why))
+
+
+def build_failure(image: str, base: str, why: str) -> DeployError:
+    """The error for a failed build."""
+    if _FULL in why.lower():
+        return NoDiskSpace(f"building {image}", redacted(why))
+    if UNSUITABLE in why:
+        return BaseImageUnsuitable(base, why.partition(UNSUITABLE)[2].partition(";")[0])
+    if "python3" in why and "executable file not found" in why:
+        return BaseImageUnsuitable(base, "it has no python3")
+    return BuildFailed(image, redacted(why))
+
+
+def transfer_failure(image: str, what: str, why: str) -> DeployError:
+    """The error for a failed push or pull."""
+    if _FULL in why.lower():
+        return NoDiskSpace(f"{what}ing {image}", redacted(why))
+    return RegistryRefused(image, what, redacted(why))
+
+
+def ensure_base(engine: Engine, image: str, platform: str, progress: Progress) -> str:
+    """Have the base image on the engine, pulled when it is not there; returns its id.
+
+    Raises:
+        BaseImageNotFound: it cannot be pulled.
+    """
+    from docker.errors import APIError, ImageNotFound
+
+    try:
+        return str(engine.images.get(image).id)
+    except ImageNotFound:
+        progress(f"Pulling {image}")
+    repository, tag = split_name(image)
+    try:
+        options = {"platform": platform} if platform else {}
+        why = events(engine.api.pull(repository, tag, stream=True, decode=True, **options), progress)
+    except APIError as error:
+        why = reason(error)
+    if why:
+        if _FULL in why.lower():
+            raise NoDiskSpace(f"pulling {image}", redacted(why))
+        raise BaseImageNotFound(image, redacted(why))
+    return str(engine.images.get(image).id)
+
+
+def split_name(image: str) -> tuple[str, str]:
+    """(repository, tag or digest) of an image's name; the tag is `latest` when there is none."""
+    if "@" in image:
+        repository, _, digest = image.partition("@")
+        return repository, digest
+    head, _, tail = image.rpartition(":")
+    return (head, tail) if head and "/" not in tail else (image, "latest")
+
+
+def _no_connection(error: Exception) -> DeployError:
+    address = os.environ.get("DOCKER_HOST") or _address_of_context()
+    text = str(error)
+    if "PermissionError" in text or "Permission denied" in text:
+        return EnginePermission(address)
+    why = "its socket does not exist" if "FileNotFoundError" in text else text
+    why = "nothing listens there" if "ConnectionRefused" in text or "Connection refused" in text else why
+    return EngineNotRunning(address, redacted(why))
+
+
+def _address_of_context() -> str:
+    """Address of the current Docker context, for messages."""
+    from docker.context import ContextAPI
+
+    context = ContextAPI.get_current_context()
+    return str(context.Host) if context is not None and context.Host else _DEFAULT
