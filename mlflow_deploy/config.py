@@ -10,9 +10,9 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from mlflow_deploy.errors import ConfigError, InvalidName, UnknownSetting
 from mlflow_deploy.settings import ServingSettings
@@ -36,6 +36,23 @@ class ParitySpec(BaseModel):
     """Parquet or CSV file with validation rows; unset = the rows that the model's run logged."""
 
 
+class AnalysisSpec(BaseModel):
+    """When a candidate counts as worse than the stable revision during a rollout."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    alpha: float = Field(default=0.01, gt=0, lt=1)
+    """Largest probability that a candidate as good as the stable revision is ever rolled back."""
+    min_requests: int = Field(default=100, ge=1)
+    """Requests to the candidate below which an analysis is undecided, never passed."""
+    max_error_increase: float = Field(default=0.01, ge=0, le=1)
+    """Share of server errors that the candidate may have above the stable revision."""
+    max_latency_ratio: float = Field(default=2.0, ge=0)
+    """How many times the p95 of the stable revision the candidate's answers may take; 0 = any."""
+    max_latency_ms: float = Field(default=0, ge=0)
+    """Latency in milliseconds that 95 % of the candidate's answers must keep within; 0 = any."""
+
+
 class DeploymentSpec(BaseModel):
     """What the user asks of a deployment."""
 
@@ -50,12 +67,30 @@ class DeploymentSpec(BaseModel):
     gateway: Literal["none", "envoy"] = "none"
     """What stands in front of the revisions. `envoy` shares traffic and loses no request in an update; it needs
     the extra `gateway`, and cannot be changed later."""
+    strategy: Literal["recreate", "blue-green", "canary"] = "recreate"
+    """How an update moves the traffic; all but `recreate` need gateway=envoy."""
+    canary_steps: tuple[Annotated[int, Field(ge=1, le=100)], ...] = (10, 50)
+    """Shares of the traffic in percent that a canary gets one after the other, such as 10,50."""
+    step_seconds: float = Field(default=30.0, ge=0)
+    """How long each step of a rollout lasts at least."""
+    step_requests: int = Field(default=0, ge=0)
+    """Requests that the candidate must have answered in each step before it goes on."""
+    rollout_deadline_seconds: float = Field(default=3600.0, gt=0)
+    """After which time a rollout that is not done is rolled back; a pause does not count as done."""
+    analysis: AnalysisSpec = AnalysisSpec()
+    """When a candidate counts as worse."""
     ready_seconds: float = Field(default=120.0, gt=0)
     """How long a revision may take to become ready."""
     parity: ParitySpec = ParitySpec()
     """Tolerances of the parity check."""
     serving: ServingSettings = ServingSettings()
     """Settings of the scoring server."""
+
+    @field_validator("canary_steps", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        """Lists come from the command line as text with commas."""
+        return [part for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
 def state_home() -> Path:
@@ -165,12 +200,16 @@ def _describe(model: type[BaseModel], prefix: str) -> Iterator[SettingDoc]:
 
 
 def _type_name(annotation: Any) -> str:
+    if get_origin(annotation) is tuple:
+        return "list"
     if args := [arg for arg in get_args(annotation) if arg is not type(None)]:
         return "|".join(arg if isinstance(arg, str) else arg.__name__ for arg in args)
     return str(annotation.__name__)
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
     return "unset" if value is None else str(value)
 
 

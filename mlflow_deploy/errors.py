@@ -254,6 +254,33 @@ class RevisionNotFound(TargetError):
         )
 
 
+class RolloutFailed(TargetError):
+    """A rollout was taken back."""
+
+    code = "ROLLOUT_FAILED"
+    mlflow_code = "ABORTED"
+
+    def __init__(self, name: str, candidate: int, stable: int, why: str) -> None:
+        super().__init__(
+            f"The rollout of revision {candidate} of deployment {name!r} was rolled back",
+            why=why,
+            hint=f"Revision {stable} has all requests again; see `mlflow-deploy logs {name} -r {candidate}`",
+        )
+
+
+class NoRollout(TargetError):
+    """No rollout goes on."""
+
+    code = "NO_ROLLOUT"
+    mlflow_code = "INVALID_STATE"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"No rollout of deployment {name!r} goes on",
+            hint=f"Start one with `mlflow deployments update --name {name} -m MODEL_URI -C strategy=canary`",
+        )
+
+
 class NothingToRollBack(TargetError):
     """No earlier revision is known."""
 

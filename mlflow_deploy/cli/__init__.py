@@ -16,6 +16,7 @@ COMMANDS: dict[str, str] = {
     "down": "mlflow_deploy.cli.machine:down",
     "logs": "mlflow_deploy.cli.logs:logs",
     "rollback": "mlflow_deploy.cli.traffic:rollback",
+    "rollout": "mlflow_deploy.cli.rollout:rollout",
     "settings": "mlflow_deploy.cli.settings:settings",
     "status": "mlflow_deploy.cli.status:status",
     "traffic": "mlflow_deploy.cli.traffic:traffic",

@@ -65,7 +65,7 @@ def _cluster(spec: GatewaySpec, backend: Backend, name: ClusterName) -> dict[str
         "circuit_breakers": {"thresholds": [limits]},
     }
     if named:
-        cluster["dns_refresh_rate"] = "5s"
+        cluster |= {"dns_refresh_rate": "5s", "dns_lookup_family": "V4_PREFERRED"}
     if backend.tls:
         cluster["transport_socket"] = _tls(backend, http2=name.grpc)
     return cluster

@@ -56,6 +56,10 @@ class Gateway:
     ) -> Gateway:
         """Write everything that the process of `command` needs; idempotent.
 
+        When the process runs, it takes a new `spec` for the connections of clients from then on, but for
+        `threads`, `max_connections` and the administration's address, which take a restart. Revisions and
+        traffic of a running gateway are changed by `apply`, which knows the order that loses no request.
+
         Raises:
             MissingExtra: Envoy is not installed.
             ConfigError: the traffic names a revision that is not among the backends.
@@ -141,7 +145,7 @@ class Gateway:
         check(backends, traffic)
         before = {name: self._read(name) for name in (CDS, RDS)}
         clusters = documents.cluster_document(self.spec, backends, traffic)
-        old_clusters = json.loads(before[CDS])
+        old_clusters = self._document(CDS)
         try:
             self._publish(CDS, documents.with_clusters_of(clusters, old_clusters), wait)
             self._publish(RDS, documents.route_document(self.spec, backends, traffic), wait)
@@ -187,7 +191,7 @@ class Gateway:
 
     def _behind(self, taken: Mapping[str, Taken]) -> list[str]:
         """Files whose content Envoy does not work by."""
-        return [name for name in taken if taken[name].version != json.loads(self._read(name))["version_info"]]
+        return [name for name in taken if taken[name].version != self._document(name)["version_info"]]
 
     def _publish(self, name: str, document: Mapping[str, Any], wait: float) -> None:
         """Replace a discovery file and return when Envoy works by it."""
@@ -227,9 +231,15 @@ class Gateway:
         """Envoy's own words on why it refuses a file."""
         if name == LDS and (text := self._admin.listener_error()):
             return text
-        cds, lds, rds = (json.loads(self._read(file)) for file in (CDS, LDS, RDS))
+        cds, lds, rds = (self._document(file) for file in (CDS, LDS, RDS))
         text = binary.why_invalid(documents.static_bootstrap(cds, lds, rds), self.folder)
         return text or "it did not say why; its log does"
+
+    def _document(self, name: str) -> dict[str, Any]:
+        try:
+            return dict(json.loads(self._read(name)))
+        except ValueError as error:
+            raise GatewayUnavailable(self.folder, f"{name} is damaged: {error}") from error
 
     def _read(self, name: str) -> bytes:
         try:

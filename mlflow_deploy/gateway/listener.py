@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from mlflow_deploy.gateway.routes import RATE_LIMIT, ROUTES, answered_by
+from mlflow_deploy.gateway.routes import RATE_LIMIT, ROUTES, answered_by, duration
 from mlflow_deploy.gateway.spec import GatewaySpec
 
 LISTENER = "public"
@@ -22,7 +22,6 @@ _BROKEN = (
 )
 # Envoy's response flags -> status for the client (0 = Envoy's own), error code, message
 _BY_FLAG: tuple[tuple[tuple[str, ...], int, str, str], ...] = (
-    (("RL",), 0, "RESOURCE_EXHAUSTED", "The deployment's rate limit is reached. Try again later"),
     (("UT", "DT"), 0, "DEADLINE_EXCEEDED", "The request took longer than the deployment allows"),
     (("UH", "NC"), 503, _UNAVAILABLE, "No replica of the revision is ready. Try again later"),
     (("UO",), 503, _UNAVAILABLE, "The revision has as many requests as it may hold. Try again later"),
@@ -36,6 +35,7 @@ _BY_STATUS: tuple[tuple[int, str, str], ...] = (
     (404, "RESOURCE_DOES_NOT_EXIST", "%LOCAL_REPLY_BODY%"),
     (408, "DEADLINE_EXCEEDED", "The request did not arrive in time"),
     (413, "REQUEST_TOO_LARGE", "The request is too large"),
+    (429, "RESOURCE_EXHAUSTED", "The deployment's rate limit is reached. Try again later"),
     (431, "BAD_REQUEST", "The request's headers are too large"),
 )
 
@@ -46,10 +46,13 @@ def listener(spec: GatewaySpec) -> dict[str, Any]:
     chain: dict[str, Any] = {"filters": [manager]}
     if spec.tls_cert:
         chain["transport_socket"] = _tls(spec)
+    address: dict[str, Any] = {"address": spec.host, "port_value": spec.port}
+    if spec.host == "::":
+        address["ipv4_compat"] = True
     return {
         "@type": _TYPE + "config.listener.v3.Listener",
         "name": LISTENER,
-        "address": {"socket_address": {"address": spec.host, "port_value": spec.port}},
+        "address": {"socket_address": address},
         # Otherwise a second process of the same user could take part of the traffic unnoticed.
         "enable_reuse_port": False,
         "filter_chains": [chain],
@@ -57,7 +60,7 @@ def listener(spec: GatewaySpec) -> dict[str, Any]:
 
 
 def _manager(spec: GatewaySpec) -> dict[str, Any]:
-    request_timeout = f"{spec.request_timeout_seconds}s"
+    request_timeout = duration(spec.request_timeout_seconds)
     return {
         "@type": _TYPE + "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": LISTENER,
@@ -67,9 +70,10 @@ def _manager(spec: GatewaySpec) -> dict[str, Any]:
             "config_source": {"path_config_source": {"path": "./rds.json"}},
         },
         "http_filters": list(_filters(spec)),
-        # Clients are strangers: their x-envoy-... headers must not steer retries and timeouts.
+        # Clients are strangers, also those of this machine: their x-envoy-... headers must not steer retries
+        # and timeouts. Internal is only an address that no client can have.
         "use_remote_address": True,
-        "internal_address_config": {"unix_sockets": False},
+        "internal_address_config": {"cidr_ranges": [{"address_prefix": "255.255.255.255", "prefix_len": 32}]},
         "normalize_path": True,
         "server_name": "mlflow-deploy",
         "server_header_transformation": "APPEND_IF_ABSENT",
@@ -81,7 +85,7 @@ def _manager(spec: GatewaySpec) -> dict[str, Any]:
                 "pack_trace_reason": False,
             }
         },
-        "common_http_protocol_options": {"idle_timeout": f"{spec.idle_timeout_seconds}s"},
+        "common_http_protocol_options": {"idle_timeout": duration(spec.idle_timeout_seconds)},
         "http_protocol_options": {"accept_http_10": True, "default_host_for_http_10": "localhost"},
         "http2_protocol_options": {
             "max_concurrent_streams": 100,

@@ -26,6 +26,8 @@ _NOT_SENT = "connect-failure,refused-stream,reset-before-request"
 # The connection broke before the answer began; a server may have computed it.
 _NOT_ANSWERED = f"{_NOT_SENT},reset"
 _RETRIES = 2
+# A dead replica has the fewest requests and would be chosen again and again.
+_OTHER_REPLICA_ATTEMPTS = 50
 
 
 def routes(spec: GatewaySpec, backends: Sequence[Backend], traffic: Traffic) -> list[dict[str, Any]]:
@@ -62,6 +64,11 @@ def routes(spec: GatewaySpec, backends: Sequence[Backend], traffic: Traffic) -> 
             "virtual_hosts": [{"name": "deployment", "domains": ["*"], "routes": table}],
         }
     ]
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the form that Envoy reads."""
+    return f"{seconds:.3f}s"
 
 
 def answered_by(revision: str) -> dict[str, Any]:
@@ -141,7 +148,7 @@ def _action(spec: GatewaySpec, weights: Mapping[int, int], retry_on: str, *, grp
     }
     action: dict[str, Any] = {
         "weighted_clusters": shares,
-        "timeout": f"{spec.request_timeout_seconds}s",
+        "timeout": duration(spec.request_timeout_seconds),
         "retry_policy": _retry_policy(retry_on),
     }
     if spec.sticky is not None:
@@ -159,7 +166,7 @@ def _retry_policy(retry_on: str) -> dict[str, Any]:
         "retry_host_predicate": [
             {"name": "envoy.retry_host_predicates.previous_hosts", "typed_config": {"@type": kind}}
         ],
-        "host_selection_retry_max_attempts": 3,
+        "host_selection_retry_max_attempts": _OTHER_REPLICA_ATTEMPTS,
     }
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -34,6 +35,9 @@ def main(folder: str, *arguments: str) -> NoReturn:
         sys.exit(_BROKEN)
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "the kernel refuses PR_SET_PDEATHSIG")
+    # supervisord gives 1024 files, which is fewer connections than the gateway lets in.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     if os.getppid() != parent:
         # It died before the request reached the kernel.
         sys.exit(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,7 @@ _STATISTIC = re.compile(r"cluster\.(?P<cluster>[^.]+)\.(?P<series>.+)")
 # gRPC statuses that are the server's fault: UNKNOWN, DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE, DATA_LOSS
 _GRPC_SERVER_ERRORS = {2, 4, 13, 14, 15}
 _RESOLUTION_MS = 1.0
+_FLUSH_SECONDS = 0.02
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +131,9 @@ class RevisionStats:
 
 def read_stats(admin: Admin) -> dict[int, RevisionStats]:
     """Statistics of each revision that the gateway has now, by number."""
+    # A first reading has the workers bring their histograms up to date; that takes a moment.
+    admin.numbers("^$")
+    time.sleep(_FLUSH_SECONDS)
     text = admin.get("/stats", filter=_PATTERN, format="json", histogram_buckets="detailed")
     clusters: dict[str, dict[str, Any]] = {}
     for name, value in _flat(msgspec.json.decode(text)["stats"]):

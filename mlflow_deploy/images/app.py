@@ -1,4 +1,4 @@
-"""The part of mlflow_deploy that goes into an image: the server, what it stands on, and nothing of the doors."""
+"""The part of mlflow_deploy that goes into an image: the server and what it stands on."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import io
 import json
 import tarfile
@@ -15,19 +15,24 @@ from typing import Any
 
 from mlflow_deploy.bundle import Bundle
 from mlflow_deploy.config import state_home
-from mlflow_deploy.errors import DeployError
+from mlflow_deploy.errors import StateWriteFailed
 from mlflow_deploy.files import locked
 from mlflow_deploy.images import labels, layout
-from mlflow_deploy.images.context import (
-    Files,
-    ImagePlan,
-    model_files,
-    plan_image,
-    runtime_files,
-    write_tar,
+from mlflow_deploy.images.context import Files, ImagePlan, model_files, plan_image, runtime_files, write_tar
+from mlflow_deploy.images.engine import (
+    Engine,
+    build_failure,
+    connect,
+    docker_errors,
+    ensure_base,
+    events,
+    find_image,
+    reason,
+    split_name,
+    stands_on,
+    transfer_failure,
 )
-from mlflow_deploy.images.engine import Engine, build_failure, connect, ensure_base, events, reason
-from mlflow_deploy.images.errors import EngineFailed, ImageNameTaken
+from mlflow_deploy.images.errors import EngineFailed, ImageNameTaken, ImageNotFound, NoDiskSpace
 from mlflow_deploy.images.spec import ImageSpec
 
 Progress = Callable[[str], None]
@@ -44,9 +49,9 @@ class BuiltImage:
         bundle: digest of the bundle inside.
         runtime: name of the shared runtime below it.
         bytes: size of the whole image.
-        bytes_above_base: size without the base image; 0 when the base is not on the engine.
+        bytes_above_base: size without the base image; None when the base is not on the engine.
         reused: nothing had to be built.
-        runtime_reused: only the model's layers had to be built.
+        runtime_reused: at most the model's own layers had to be built.
         seconds: how long it took.
         sbom: the CycloneDX document inside.
     """
@@ -57,7 +62,7 @@ class BuiltImage:
     bundle: str
     runtime: str
     bytes: int
-    bytes_above_base: int
+    bytes_above_base: int | None
     reused: bool
     runtime_reused: bool
     seconds: float
@@ -71,36 +76,80 @@ def build_image(
 
     Args:
         refresh: resolve the requirements again, for newer versions.
-        pull: ask the registry for a newer base image.
+        pull: ask the registry for a newer base image, and build anew when there is one.
 
     Raises:
         DeployError: nothing was built, and nothing half made is left on the engine.
     """
     begun = time.monotonic()
-    plan = plan_image(bundle, spec, progress, refresh=refresh)
     with connect() as engine:
-        existing = _current(engine, plan)
-        if existing is not None and not pull:
-            progress(f"{plan.name} exists already")
-            return _built(engine, plan, existing, begun, reused=True, runtime_reused=True)
-        runtime, runtime_reused = _ensure_runtime(engine, plan, progress, pull=pull)
-        existing = _current(engine, plan)
-        if existing is None or existing.labels.get(labels.RUNTIME_ID) != runtime.id:
-            more = {labels.RUNTIME_ID: runtime.id, labels.BASE_ID: _base_id(engine, spec.base)}
-            progress(f"Building {plan.name}")
-            existing = _build(engine, plan, plan.name, model_files(plan, more), progress)
-            return _built(engine, plan, existing, begun, reused=False, runtime_reused=runtime_reused)
-        return _built(engine, plan, existing, begun, reused=True, runtime_reused=runtime_reused)
+        plan = plan_image(bundle, spec, progress, refresh=refresh)
+        _current(engine, plan)
+        # Two builds of one runtime would each remove what the other leaves on its way.
+        with locked(_lock_file(plan), wait=True, owner=plan.name):
+            runtime, runtime_reused = _ensure_runtime(engine, plan, progress, pull=pull)
+            image = _current(engine, plan)
+            reused = image is not None and (runtime is None or stands_on(image, runtime))
+            if not reused:
+                progress(f"Building {plan.name}")
+                image = _build(engine, plan, plan.name, model_files(plan), progress)
+        assert image is not None
+        base = find_image(engine, spec.base)
+        return BuiltImage(
+            name=plan.name,
+            id=str(image.id),
+            context=plan.digest,
+            bundle=bundle.digest,
+            runtime=plan.runtime,
+            bytes=int(image.attrs["Size"]),
+            bytes_above_base=int(image.attrs["Size"] - base.attrs["Size"]) if base is not None else None,
+            reused=reused,
+            runtime_reused=runtime_reused,
+            seconds=time.monotonic() - begun,
+            sbom=read_sbom(engine, plan.name),
+        )
 
 
-def find_image(engine: Engine, name: str) -> Any | None:
-    """The engine's image of this name, None when there is none."""
-    from docker.errors import ImageNotFound
+def push_image(name: str, progress: Progress) -> str:
+    """Push an image with the credentials of Docker's own store; returns its digest in the registry.
 
-    try:
-        return engine.images.get(name)
-    except ImageNotFound:
-        return None
+    Raises:
+        ImageNotFound: the engine has no such image.
+        RegistryRefused: the registry does not take it.
+    """
+    repository, tag = split_name(name)
+    with connect() as engine:
+        if find_image(engine, name) is None:
+            raise ImageNotFound(name)
+        progress(f"Pushing {name}")
+        try:
+            why = events(engine.api.push(repository, tag, stream=True, decode=True), progress)
+        except docker_errors().APIError as error:
+            why = reason(error)
+        if why:
+            raise transfer_failure(name, "push", why)
+        digests = engine.images.get(name).attrs["RepoDigests"]
+        return next((str(each) for each in digests if each.startswith(f"{repository}@")), "")
+
+
+def pull_image(name: str, progress: Progress) -> None:
+    """Pull an image of ours with the credentials of Docker's own store.
+
+    Raises:
+        RegistryRefused: the registry does not give it.
+        ImageNotFound: what came is no image of ours.
+    """
+    repository, tag = split_name(name)
+    with connect() as engine:
+        progress(f"Pulling {name}")
+        try:
+            why = events(engine.api.pull(repository, tag, stream=True, decode=True), progress)
+        except docker_errors().APIError as error:
+            why = reason(error)
+        if why:
+            raise transfer_failure(name, "pull", why)
+        if engine.images.get(name).labels.get(labels.KIND) != "model":
+            raise ImageNotFound(f"a model under the name {name}")
 
 
 def read_file(engine: Engine, image: str, path: str) -> bytes:
@@ -122,17 +171,27 @@ def read_sbom(engine: Engine, image: str) -> dict[str, Any]:
     Raises:
         EngineFailed: the image has none.
     """
-    from docker.errors import APIError
-
     try:
         document: dict[str, Any] = json.loads(read_file(engine, image, layout.SBOM))
-    except (APIError, ValueError) as error:
+    except (docker_errors().APIError, ValueError) as error:
         raise EngineFailed(f"The bill of materials of {image} cannot be read", reason(error)) from error
     return document
 
 
+# --- steps -------------------------------------------------------------------------------------------------
+
+
+def _lock_file(plan: ImagePlan) -> Path:
+    folder = state_home() / "images"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise StateWriteFailed(folder, error.strerror or str(error)) from error
+    return folder / f"{plan.runtime_digest}.lock"
+
+
 def _current(engine: Engine, plan: ImagePlan) -> Any | None:
-    """The image when it was built from this very context.
+    """The image, when it was built from this very context.
 
     Raises:
         ImageNameTaken: something that is not ours has its name.
@@ -146,51 +205,88 @@ def _current(engine: Engine, plan: ImagePlan) -> Any | None:
 
 
 def _ensure_runtime(engine: Engine, plan: ImagePlan, progress: Progress, *, pull: bool) -> tuple[Any, bool]:
-    """(the runtime's image, whether it was there already)."""
-    from docker.errors import ImageNotFound
+    """(the runtime's image, whether it was there already).
 
-    folder = state_home() / "images"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    # Two builds of one runtime would each remove what the other leaves on its way.
-    with locked(folder / f"{plan.runtime_digest}.lock", wait=True):
-        if pull:
-            with contextlib.suppress(ImageNotFound):
-                _refresh_base(engine, plan.spec, progress)
-        existing = find_image(engine, plan.runtime)
-        if existing is not None and existing.labels.get(labels.KIND) != "runtime":
-            raise ImageNameTaken(plan.runtime)
-        base = _base_id(engine, plan.spec.base)
-        if existing is not None and (not base or _stands_on(engine, existing, plan.spec.base)):
-            return existing, True
-        ensure_base(engine, plan.spec.base, plan.spec.platform, progress)
-        progress(f"Building the runtime {plan.runtime}")
-        with tempfile.TemporaryDirectory(prefix="mlflow-deploy-") as work:
+    None stands for a runtime that is not needed, because the model's image exists and came without it.
+    """
+    spec = plan.spec
+    base = find_image(engine, spec.base)
+    if pull:
+        base = ensure_base(engine, spec.base, spec.platform, progress, newer=True)
+    existing = find_image(engine, plan.runtime)
+    if existing is not None and existing.labels.get(labels.KIND) != "runtime":
+        raise ImageNameTaken(plan.runtime)
+    if existing is not None and (base is None or stands_on(existing, base)):
+        return existing, True
+    image = _current(engine, plan)
+    if existing is None and image is not None and (base is None or stands_on(image, base)):
+        return None, True
+    ensure_base(engine, spec.base, spec.platform, progress, newer=False)
+    with tempfile.TemporaryDirectory(prefix="mlflow-deploy-") as work:
+        try:
             files = runtime_files(plan, Path(work), progress)
-            return _build(engine, plan, plan.runtime, files, progress), False
-
-
-def _refresh_base(engine: Engine, spec: ImageSpec, progress: Progress) -> None:
-    raise NotImplementedError
+        except OSError as error:
+            raise _local_failure(plan.runtime, error) from error
+        progress(f"Building the runtime {plan.runtime}")
+        return _build(engine, plan, plan.runtime, files, progress), False
 
 
 def _build(engine: Engine, plan: ImagePlan, name: str, files: Files, progress: Progress) -> Any:
     """Send a context to the engine and follow the build; removes what it leaves on its way."""
-    raise NotImplementedError
+    spec = plan.spec
+    done = False
+    try:
+        with tempfile.TemporaryFile() as archive:
+            write_tar(files, archive)
+            archive.seek(0)
+            stream = engine.api.build(
+                fileobj=archive,
+                custom_context=True,
+                tag=name,
+                rm=True,
+                forcerm=True,
+                decode=True,
+                platform=spec.platform or None,
+                # Everything a build needs is in its context; only apt has to reach out.
+                network_mode="default" if spec.system_packages else "none",
+                buildargs=_proxies(spec),
+            )
+            why = events(stream, progress)
+        if why:
+            raise build_failure(name, spec.base, why)
+        done = True
+    except docker_errors().APIError as error:
+        raise build_failure(name, spec.base, reason(error)) from error
+    except OSError as error:
+        raise _local_failure(name, error) from error
+    finally:
+        _sweep(engine, plan, ("build",) if done else ("build", "runtime"))
+    return engine.images.get(name)
 
 
-def _stands_on(engine: Engine, image: Any, base: str) -> bool:
-    raise NotImplementedError
+def _proxies(spec: ImageSpec) -> dict[str, str]:
+    """Build arguments that Docker keeps out of an image's history."""
+    if not spec.system_packages:
+        return {}
+    secrets = {"http_proxy": spec.http_proxy, "https_proxy": spec.https_proxy}
+    proxies = {name: value.get_secret_value() for name, value in secrets.items() if value}
+    return {**proxies, **({"no_proxy": spec.no_proxy} if spec.no_proxy else {})}
 
 
-def _base_id(engine: Engine, base: str) -> str:
-    image = find_image(engine, base)
-    return str(image.id) if image is not None else ""
+def _sweep(engine: Engine, plan: ImagePlan, kinds: tuple[str, ...]) -> None:
+    """Remove unnamed images that a build of this runtime, or on it, has left."""
+    for kind in kinds:
+        wanted = [f"{labels.RUNTIME}={plan.runtime_digest}", f"{labels.KIND}={kind}"]
+        for image in engine.api.images(filters={"dangling": True, "label": wanted}):
+            try:
+                engine.api.remove_image(image["Id"])
+            except docker_errors().APIError as error:
+                # In use below another image, or gone with the one before it.
+                if error.status_code not in (404, 409):
+                    raise
 
 
-def _built(
-    engine: Engine, plan: ImagePlan, image: Any, begun: float, *, reused: bool, runtime_reused: bool
-) -> BuiltImage:
-    raise NotImplementedError
-
-
-__all__ = ["BuiltImage", "DeployError", "build_image", "build_failure", "events"]
+def _local_failure(name: str, error: OSError) -> Exception:
+    if error.errno == errno.ENOSPC:
+        return NoDiskSpace(f"writing the build context of {name}", str(error))
+    return StateWriteFailed(f"the build context of {name}", error.strerror or str(error))

@@ -83,14 +83,9 @@ def plan_image(bundle: Bundle, spec: ImageSpec, progress: Progress, *, refresh: 
     return ImagePlan(name, runtime, digest, runtime_digest, files, own, spec, lock)
 
 
-def model_files(plan: ImagePlan, more_labels: Mapping[str, str]) -> Files:
-    """The context of the model's image on top of the runtime's image.
-
-    Args:
-        more_labels: labels that only the engine can tell.
-    """
-    text = model_dockerfile(plan.spec, plan.runtime, {**plan.labels, **more_labels})
-    return {**plan.files, "Dockerfile": text.encode()}
+def model_files(plan: ImagePlan) -> Files:
+    """The context of the model's image on top of the runtime's image."""
+    return {**plan.files, "Dockerfile": model_dockerfile(plan.spec, plan.runtime, plan.labels).encode()}
 
 
 def runtime_files(plan: ImagePlan, work: Path, progress: Progress, *, prefix: str = "") -> Files:

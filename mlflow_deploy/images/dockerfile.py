@@ -30,6 +30,12 @@ LABEL {kind}=runtime {runtime_label}={digest}
     USER=mlflow-deploy \\
     LOGNAME=mlflow-deploy \\
     {device_variable}={device}{gpu_environment}
+WORKDIR /tmp
+EXPOSE {port} {grpc_port}
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=5s --timeout=4s --start-period=120s --retries=3 \\
+    CMD ["{venv}/bin/python", "-I", "-S", "{app}/mlflow_deploy/images/health.py"]
+ENTRYPOINT ["{venv}/bin/python", "-m", "mlflow_deploy.images.start"]
 """
 
 _APT = """\
@@ -47,6 +53,7 @@ _GPU_ENVIRONMENT = """ \\
     NVIDIA_VISIBLE_DEVICES=all \\
     NVIDIA_DRIVER_CAPABILITIES=compute,utility"""
 
+# What differs between versions of a model comes last, so that they share all before it.
 _MODEL_STAGE = """\
 FROM {runtime}
 COPY app {app}
@@ -55,12 +62,6 @@ COPY settings.json {settings_folder}/
 COPY bundle {bundle}
 RUN ["{python}", "-m", "mlflow_deploy.images.sbom", "{bundle}", "{sbom}"]
 USER {user}:0
-WORKDIR /tmp
-EXPOSE {port} {grpc_port}
-STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=5s --timeout=4s --start-period=120s --retries=3 \\
-    CMD ["{python}", "-I", "-S", "{app}/mlflow_deploy/images/health.py"]
-ENTRYPOINT ["{python}", "-m", "mlflow_deploy.images.start"]
 LABEL {labels}
 """
 
@@ -87,6 +88,9 @@ def runtime_dockerfile(spec: ImageSpec, digest: str, *, prefix: str = "") -> str
         system=_APT.format(packages=" ".join(sorted(spec.system_packages))) if spec.system_packages else "",
         root=layout.ROOT,
         venv=layout.VENV,
+        app=layout.APP,
+        port=layout.PORT,
+        grpc_port=layout.GRPC_PORT,
         cuda=_CUDA if gpu else "",
         device_variable=layout.DEVICE_VARIABLE,
         device=spec.device,
@@ -111,8 +115,6 @@ def model_dockerfile(spec: ImageSpec, runtime: str, image_labels: Mapping[str, s
         sbom=layout.SBOM,
         settings_folder=_SETTINGS_FOLDER,
         user=spec.user_id,
-        port=layout.PORT,
-        grpc_port=layout.GRPC_PORT,
         labels=" \\\n    ".join(pairs),
     )
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+
+from requests.exceptions import RequestException
 
 from mlflow_deploy.errors import DeployError, MissingExtra
 from mlflow_deploy.images.errors import (
@@ -30,6 +33,7 @@ _DEFAULT = "unix:///var/run/docker.sock"
 # A step of a build may be silent for as long as it compiles.
 _TIMEOUT_SECONDS = 3600
 _FULL = "no space left on device"
+_NOISE = ("--->", "Removing intermediate ", "Successfully ")
 
 
 @contextlib.contextmanager
@@ -43,23 +47,27 @@ def connect() -> Iterator[Engine]:
         EngineFailed: the connection broke, or the engine failed in a way that nothing else names.
     """
     try:
-        import docker
-        from docker.errors import APIError, DockerException
-        from requests.exceptions import RequestException
+        docker = importlib.import_module("docker")
     except ImportError as error:
         raise MissingExtra("The Docker engine's client", "docker", missing=error.name or "docker") from error
+    errors = docker_errors()
     try:
         client = docker.from_env(timeout=_TIMEOUT_SECONDS)
-    except (DockerException, RequestException, ValueError) as error:
+    except (errors.DockerException, RequestException, ValueError) as error:
         raise _no_connection(error) from error
     try:
         yield client
-    except APIError as error:
+    except errors.APIError as error:
         raise failure("The Docker engine refused", reason(error)) from error
-    except (DockerException, RequestException) as error:
+    except (errors.DockerException, RequestException) as error:
         raise _no_connection(error) from error
     finally:
         client.close()
+
+
+def docker_errors() -> Any:
+    """The module `docker.errors`, imported when an engine is used."""
+    return importlib.import_module("docker.errors")
 
 
 def events(stream: Iterable[dict[str, Any]], progress: Progress) -> str:
@@ -69,12 +77,13 @@ def events(stream: Iterable[dict[str, Any]], progress: Progress) -> str:
         if "error" in event:
             detail = str(event.get("errorDetail", {}).get("message") or event["error"]).strip()
             # A failed command's own last words say more than its exit status.
-            words = [line for line in tail if line and not line.startswith(("Step ", "--->", "Removing "))]
+            words = [line for line in tail if line and not line.startswith(("Step ", *_NOISE))]
             return "; ".join([*words[-3:], detail]) if "returned a non-zero code" in detail else detail
         text = str(event.get("stream") or "").strip()
         if text:
             tail = [*tail[-20:], *text.splitlines()]
-            progress(text.splitlines()[-1])
+            if not text.startswith(_NOISE):
+                progress(text.splitlines()[-1])
         elif status := event.get("status"):
             progress(" ".join(str(part) for part in (status, event.get("id"), event.get("progress")) if part))
     return ""
@@ -110,29 +119,45 @@ def transfer_failure(image: str, what: str, why: str) -> DeployError:
     return RegistryRefused(image, what, redacted(why))
 
 
-def ensure_base(engine: Engine, image: str, platform: str, progress: Progress) -> str:
-    """Have the base image on the engine, pulled when it is not there; returns its id.
+def find_image(engine: Engine, name: str) -> Any | None:
+    """The engine's image of this name, None when there is none."""
+    try:
+        return engine.images.get(name)
+    except docker_errors().ImageNotFound:
+        return None
+
+
+def ensure_base(engine: Engine, image: str, platform: str, progress: Progress, *, newer: bool) -> Any:
+    """The base image, pulled when the engine has none for the platform.
+
+    Args:
+        newer: ask the registry for a newer one, even when there is one.
 
     Raises:
         BaseImageNotFound: it cannot be pulled.
     """
-    from docker.errors import APIError, ImageNotFound
-
-    try:
-        return str(engine.images.get(image).id)
-    except ImageNotFound:
-        progress(f"Pulling {image}")
+    existing = find_image(engine, image)
+    fits = existing is not None and platform.partition("/")[2] in ("", existing.attrs["Architecture"])
+    if existing is not None and fits and not newer:
+        return existing
+    progress(f"Pulling {image}")
     repository, tag = split_name(image)
     try:
         options = {"platform": platform} if platform else {}
         why = events(engine.api.pull(repository, tag, stream=True, decode=True, **options), progress)
-    except APIError as error:
+    except docker_errors().APIError as error:
         why = reason(error)
+    if _FULL in why.lower():
+        raise NoDiskSpace(f"pulling {image}", redacted(why))
     if why:
-        if _FULL in why.lower():
-            raise NoDiskSpace(f"pulling {image}", redacted(why))
         raise BaseImageNotFound(image, redacted(why))
-    return str(engine.images.get(image).id)
+    return engine.images.get(image)
+
+
+def stands_on(image: Any, below: Any) -> bool:
+    """Whether an image consists of all layers of another and its own on top."""
+    layers, lower = image.attrs["RootFS"]["Layers"], below.attrs["RootFS"]["Layers"]
+    return bool(layers[: len(lower)] == lower)
 
 
 def split_name(image: str) -> tuple[str, str]:
@@ -156,7 +181,5 @@ def _no_connection(error: Exception) -> DeployError:
 
 def _address_of_context() -> str:
     """Address of the current Docker context, for messages."""
-    from docker.context import ContextAPI
-
-    context = ContextAPI.get_current_context()
+    context = importlib.import_module("docker.context").ContextAPI.get_current_context()
     return str(context.Host) if context is not None and context.Host else _DEFAULT

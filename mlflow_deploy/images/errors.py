@@ -103,8 +103,8 @@ class RequirementsUnresolved(ImageError):
         super().__init__(
             "The requirements of the image do not resolve",
             why=why,
-            hint="Set index_url, extra_index_urls or wheels to where the packages are, or requirements to a file "
-            "that replaces the model's own; nothing was built",
+            hint="Set index_url, extra_index_urls or wheels to where the packages are, or requirements to a "
+            "file that replaces the model's own; nothing was built",
         )
 
 

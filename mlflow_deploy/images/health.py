@@ -17,7 +17,7 @@ _REQUEST = b"GET /ping HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
 
 def healthy(port: int = PORT) -> bool:
-    """Whether GET /ping answers 200; with client certificates, which it has none of, whether the port answers."""
+    """Whether GET /ping answers 200, or, where callers need a certificate, whether the port answers."""
     serving = _serving()
     with socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT) as plain:
         if not serving.get("tls_cert"):

@@ -7,7 +7,6 @@ lock is for, and `trim` or `keep`.
 from __future__ import annotations
 
 import compileall
-import os
 import py_compile
 import re
 import shutil
@@ -73,7 +72,11 @@ def trim_packages(packages: Path) -> None:
                 if path.is_file() and (path.name.startswith("test_") or not path.name.endswith(".py")):
                     path.unlink()
     for path in packages.rglob("*"):
-        if path.is_file() and re.search(r"\.(pyi|pxd|pyx|h|hpp|lib|a)$", path.name) and "torch" not in path.parts:
+        if (
+            path.is_file()
+            and re.search(r"\.(pyi|pxd|pyx|h|hpp|lib|a)$", path.name)
+            and "torch" not in path.parts
+        ):
             path.unlink()
 
 
@@ -83,7 +86,7 @@ def open_up(root: Path) -> None:
         if not path.is_symlink():
             mode = path.stat().st_mode
             extra = 0o055 if path.is_dir() or mode & 0o100 else 0o044
-            os.chmod(path, (mode | extra) & 0o7755)
+            path.chmod((mode | extra) & 0o7755)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,9 @@ from mlflow_deploy.images.spec import ImageSpec
 Progress = Callable[[str], None]
 
 _LINE = re.compile(r"(?P<name>[\w.-]+)==(?P<version>\S+) --hash=sha256:(?P<sha256>[0-9a-f]{64})")
-_HEADER = "# Locked by mlflow_deploy for Python {python}, {machine}, {device}. Install with: pip --require-hashes\n"
+_HEADER = (
+    "# Locked by mlflow_deploy for Python {python}, {machine}, {device}. Install with: pip --require-hashes\n"
+)
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,9 @@ def lock_requirements(wanted: Wanted, spec: ImageSpec, progress: Progress, *, re
         progress("A package brings torch with CUDA; resolving again with the index of torch for CPUs")
         entries = pip.resolve(wanted, spec, torch_index=True, progress=progress)
     if _brings_cuda(entries) and spec.device == "cpu":
-        progress("Warning: the CPU image gets CUDA libraries; set torch_index or wheels to a torch without them")
+        progress(
+            "Warning: the CPU image gets CUDA libraries; set torch_index or wheels to a torch without them"
+        )
     header = _HEADER.format(python=spec.python_version, machine=spec.machine, device=spec.device)
     lock = _make_lock(header, (_locked(entry) for entry in entries))
     kept.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

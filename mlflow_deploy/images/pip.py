@@ -27,14 +27,16 @@ Progress = Callable[[str], None]
 
 _SHOWN = re.compile(r"\s*(Collecting|Downloading|Building|Processing|Using cached) (\S+)")
 _UNREACHABLE = (
-    "Max retries exceeded", "NewConnectionError", "ConnectTimeoutError", "SSLError", "ProxyError", "ReadTimeout",
-    "Temporary failure in name resolution", "CERTIFICATE_VERIFY_FAILED",
+    "Max retries exceeded", "NewConnectionError", "ConnectTimeoutError", "SSLError", "ProxyError",
+    "ReadTimeout", "Temporary failure in name resolution", "CERTIFICATE_VERIFY_FAILED",
 )  # fmt: skip
 # Wheels for these C libraries run on every Debian and Ubuntu that is still supported.
 _MANYLINUX = (17, 24, 26, 27, 28, 31, 34)
 
 
-def resolve(wanted: Wanted, spec: ImageSpec, *, torch_index: bool, progress: Progress) -> list[dict[str, Any]]:
+def resolve(
+    wanted: Wanted, spec: ImageSpec, *, torch_index: bool, progress: Progress
+) -> list[dict[str, Any]]:
     """Have pip choose versions; returns the entries of its installation report.
 
     Raises:
@@ -141,7 +143,9 @@ def _failure(lines: list[str], doing: str) -> Exception:
     if "No space left on device" in text:
         return NoDiskSpace(doing, "pip could not write")
     reasons = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
-    conflict = [line.strip() for line in lines if re.match(r"    (The user requested|\S+ \S+ depends on) ", line)]
+    conflict = [
+        line.strip() for line in lines if re.match(r"    (The user requested|\S+ \S+ depends on) ", line)
+    ]
     unreachable = [line for line in lines if any(word in line for word in _UNREACHABLE)]
     # An index that does not answer looks to pip like one that has no such package.
     if unreachable and not conflict:

@@ -73,7 +73,9 @@ def _model(bundle: Path) -> tuple[Component, list[Component]]:
         "bom-ref": "model",
         "name": name,
         "hashes": [{"alg": "SHA-256", "content": hashlib.sha256(encoded).hexdigest()}],
-        "properties": [{"name": f"mlflow-deploy:{key}", "value": value} for key, value in known.items() if value],
+        "properties": [
+            {"name": f"mlflow-deploy:{key}", "value": value} for key, value in known.items() if value
+        ],
     }
     if source["version"]:
         model["version"] = source["version"]
@@ -115,9 +117,9 @@ def _packages() -> tuple[list[Component], list[dict[str, Any]]]:
 
 def _licenses(each: importlib.metadata.Distribution) -> list[dict[str, Any]]:
     metadata = each.metadata
-    if expression := metadata.get("License-Expression"):
-        return [{"expression": expression}]
-    text = (metadata.get("License") or "").strip()
+    if "License-Expression" in metadata:
+        return [{"expression": metadata["License-Expression"]}]
+    text = metadata["License"].strip() if "License" in metadata else ""
     # Some packages have the whole text of the licence here.
     if text and "\n" not in text and len(text) < 80 and text != "UNKNOWN":
         return [{"license": {"name": text}}]

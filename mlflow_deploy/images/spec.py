@@ -24,7 +24,7 @@ from pydantic import (
 from mlflow_deploy.errors import ConfigError, UnknownSetting
 
 ENVIRONMENT = "MLFLOW_DEPLOY_IMAGE_"
-"""Prefix of the environment variables that set a field for every build, such as MLFLOW_DEPLOY_IMAGE_BASE_IMAGE."""
+"""Prefix of the variables that set a field for every build, such as MLFLOW_DEPLOY_IMAGE_BASE_IMAGE."""
 
 _IMAGE = re.compile(r"[a-z0-9][\w.:/@-]*(\{python\})?[\w.:/@-]*")
 _REPOSITORY = re.compile(r"[a-z0-9][a-z0-9._-]*(:[0-9]+)?(/[a-z0-9][a-z0-9._-]*)*")
@@ -35,7 +35,9 @@ _MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 
 def _split(value: Any) -> Any:
     """`a,b` and `["a", "b"]` are the same list."""
-    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+    return (
+        tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+    )
 
 
 def _words(value: Any) -> Any:
@@ -61,7 +63,7 @@ class ImageSpec(BaseModel):
     python: str = Field(default="", pattern=r"(3\.\d+)?$")
     """Python of the image, such as 3.11; unset = the one that runs this command, which the model must fit."""
     device: Literal["cpu", "gpu"] = "cpu"
-    """`gpu` installs the CUDA builds of ONNX Runtime, torch and tensorflow, and refuses to start without a GPU."""
+    """`gpu` takes the CUDA builds of ONNX Runtime, torch and tensorflow, and refuses to start without a GPU."""
     platform: str = Field(default="", pattern=r"(linux/(amd64|arm64))?$")
     """Platform to build for: linux/amd64 or linux/arm64; unset = this machine's."""
     repository: str = ""
@@ -93,9 +95,9 @@ class ImageSpec(BaseModel):
     lock: Path | None = None
     """File with locked and hashed requirements to install as they are; nothing is resolved then."""
     mlflow: Literal["skinny", "full"] = "skinny"
-    """`skinny` installs mlflow-skinny with pandas for a model that asks for mlflow, which saves about 500 MB."""
+    """`skinny` installs mlflow-skinny with pandas where a model asks for mlflow, which saves some 500 MB."""
     system_packages: Annotated[tuple[str, ...], BeforeValidator(_split)] = ()
-    """Debian packages to install, separated by commas, such as libgomp1 for lightgbm; needs apt and a network."""
+    """Debian packages to add, separated by commas, such as libgomp1 for lightgbm; needs apt and a network."""
     trim: bool = True
     """Leave out tests and developer tools of well-known packages."""
     user_id: int = Field(default=10001, ge=1, le=2**31 - 2)

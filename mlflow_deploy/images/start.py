@@ -13,7 +13,7 @@ from mlflow_deploy.images import layout
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Replace this process by the server; returns an exit status only when it cannot.
+    """Replace this process by the server; returns an exit status when it cannot.
 
     The settings are those in the variable MLFLOW_DEPLOY_SETTINGS, as JSON, or those in the settings file.
     Further arguments go to the server.
@@ -31,7 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
     settings = _write(given) if given else layout.SETTINGS
     command = [sys.executable, "-m", "mlflow_deploy.serving", "--bundle", layout.BUNDLE]
     command += ["--host", "0.0.0.0", "--port", str(layout.PORT), "--settings", settings]  # noqa: S104
-    os.execv(command[0], command + (sys.argv[1:] if arguments is None else arguments))  # noqa: S606
+    command += sys.argv[1:] if arguments is None else arguments
+    return os.execv(command[0], command)  # noqa: S606 - the server takes this process over
 
 
 def gpus() -> int:

@@ -13,19 +13,21 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from mlflow_deploy import rollout
 from mlflow_deploy.bundle import Bundle, read_bundle, write_bundle
 from mlflow_deploy.config import DeploymentSpec, check_name, parse_spec, state_home
 from mlflow_deploy.errors import (
     ConfigError,
     DeploymentBusy,
     DeploymentExists,
+    NoRollout,
     NothingToRollBack,
     RevisionNotFound,
     Unsupported,
 )
 from mlflow_deploy.lifecycle.registry import ResolvedModel, fetch, resolve
 from mlflow_deploy.progress import mlflow_is_quiet
+from mlflow_deploy.rollout import machine, moves
+from mlflow_deploy.rollout.strategies import check_strategy, steps_of
 from mlflow_deploy.targets.base import DeploymentRecord, RevisionRecord, Target
 
 if TYPE_CHECKING:
@@ -71,8 +73,8 @@ def create(
                 updated_at=revision.created_at,
             )
             progress(f"Starting revision 1 of {name}")
-            record = rollout.bring_up(target, record, revision, bundle)
-            record = rollout.move(target, record, {1: 100}, {1: bundle}, now=_now())
+            record = moves.bring_up(target, record, revision, bundle)
+            record = moves.move(target, record, {1: 100}, {1: bundle}, now=_now())
         except BaseException:
             target.remove(name)
             raise
@@ -111,15 +113,20 @@ def update(
                 why=f"they are {record.host}:{record.port} and gateway={record.gateway} for its whole life",
                 hint="Delete the deployment and create it anew",
             )
+        check_strategy(target, record, spec)
         number = max(revision.number for revision in record.revisions) + 1
         revision, bundle = _make_revision(number, model_uri or stable.resolved_uri, spec, progress)
         if (revision.bundle, revision.spec) == (stable.bundle, stable.spec):
             progress(f"Revision {stable.number} already serves exactly this")
             return describe(target, record)
         progress(f"Starting revision {number} of {name} beside revision {stable.number}")
-        record = rollout.bring_up(target, record, revision, bundle)
-        progress(f"Moving the traffic to revision {number}")
-        record = rollout.move(target, record, {number: 100}, {number: bundle}, now=_now())
+        record = moves.bring_up(target, record, revision, bundle)
+        if steps_of(spec):
+            bundles = {number: bundle, stable.number: _bundle(record, stable.number)}
+            record = machine.run(target, record, spec, bundles, now=_now, progress=progress)
+        else:
+            progress(f"Moving the traffic to revision {number}")
+            record = moves.move(target, record, {number: 100}, {number: bundle}, now=_now())
         return describe(target, record)
 
 
@@ -161,7 +168,7 @@ def set_traffic(
                     started.append(number)
                     target.start(record, record.revision(number), bundles[number])
             progress(f"Moving the traffic of {name}")
-            record = rollout.move(target, record, weights, bundles, now=_now())
+            record = moves.move(target, record, weights, bundles, now=_now())
         except BaseException:
             for number in started:
                 if not record.weights.get(number):
@@ -186,6 +193,21 @@ def rollback(target: Target, name: str, to: int | None = None, *, progress: Prog
             raise NothingToRollBack(name)
         to = record.previous[-1]
     return set_traffic(target, name, {to: 100}, progress=progress)
+
+
+def steer(target: Target, name: str, word: str) -> None:
+    """Say a word to the rollout that another command runs.
+
+    Args:
+        word: pause, resume, promote or abort.
+
+    Raises:
+        NoRollout: none goes on.
+    """
+    record = target.require(check_name(name))
+    if record.rollout is None:
+        raise NoRollout(name)
+    target.set_control(name, word)
 
 
 def delete(target: Target, name: str) -> None:
@@ -225,6 +247,7 @@ def describe(target: Target, record: DeploymentRecord) -> dict[str, Any]:
         "parity": stable.parity,
         "notes": list(stable.notes),
         "bundle": stable.bundle,
+        "rollout": msgspec.to_builtins(record.rollout or record.last_rollout),
         "revisions": [
             {
                 "revision": revision.number,
@@ -359,10 +382,12 @@ def _clear(target: Target, name: str) -> None:
 def _settle(target: Target, record: DeploymentRecord) -> DeploymentRecord:
     """Undo a rollout that a killed `update` left and make what runs match the record."""
     if record.candidate:
-        record = rollout.abandon(target, record)
-    target.apply(
-        record, {number: _bundle(record, number) for number, weight in record.weights.items() if weight}
-    )
+        record = moves.abandon(target, record)
+    if record.rollout:
+        reason = "the command that ran it was killed"
+        stable = _bundle(record, record.rollout.stable)
+        return machine.take_back(target, record, stable, reason, now=_now())
+    target.apply(record, {number: _bundle(record, number) for number in record.wanted})
     return record
 
 

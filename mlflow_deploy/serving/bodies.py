@@ -80,7 +80,7 @@ class GraphBodies:
             except (msgspec.MsgspecError, ValueError, RecursionError):
                 return self.from_document(decode_document(body))
             if isinstance(self.feeds, TensorFeeds):
-                return self.feeds.from_value(typed.inputs)
+                return self.feeds.from_numbers(typed.inputs)
             split = typed.dataframe_split
             return self.feeds.from_rows(split.columns, split.data, trusted=self.feeds.finite)
         return self.from_document(decode_document(body))

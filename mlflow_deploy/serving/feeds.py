@@ -292,6 +292,7 @@ class TensorFeeds:
             (feed, feed.tensor or "", np.dtype(object if feed.dtype == "str" else feed.dtype))
             for feed in feeds
         ]
+        self._direct = self._direct_feed()
         known = {tensor.name for tensor in self.tensors}
         for feed in self.feeds:
             if (feed.tensor or "") not in known:
@@ -301,10 +302,33 @@ class TensorFeeds:
                     hint="Deploy the model version again to build its bundle anew",
                 )
 
+    def _direct_feed(self) -> tuple[str, np.dtype[Any], tuple[int, ...]] | None:
+        """Name, type and row shape of the only graph input when lists can be cast to it directly, else None."""
+        if len(self.feeds) != 1 or len(self.tensors) != 1:
+            return None
+        feed, tensor = self.feeds[0], self.tensors[0]
+        free_rows = tensor.shape[:1] == (-1,) and -1 not in tensor.shape[1:]
+        # From a float32 tensor to a wider input the values must still be rounded on the way.
+        if free_rows and (feed.dtype == tensor.dtype or (feed.dtype, tensor.dtype) == _FLOATS):
+            return feed.name, np.dtype(feed.dtype), tensor.shape[1:]
+        return None
+
     @property
     def single(self) -> Tensor | None:
         """The tensor, when the model takes one only."""
         return self.tensors[0] if len(self.tensors) == 1 else None
+
+    def from_numbers(self, value: Any) -> tuple[Feeds, int]:
+        """Feeds from nested lists that are known to hold numbers that the model takes; errors as in `from_value`."""
+        if self._direct is not None:
+            name, dtype, shape = self._direct
+            try:
+                array = np.array(value, dtype)
+            except (ValueError, TypeError, OverflowError):
+                return self.from_value(value)
+            if array.shape[1:] == shape and 0 < len(array) <= self.max_rows:
+                return {name: array}, len(array)
+        return self.from_value(value)
 
     def from_value(self, value: Any) -> tuple[Feeds, int]:
         """Feeds from nested lists: of the one tensor, or a mapping of tensor name to its lists.

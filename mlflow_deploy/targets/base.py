@@ -12,6 +12,7 @@ import msgspec
 
 from mlflow_deploy.bundle import Bundle
 from mlflow_deploy.errors import DeploymentNotFound
+from mlflow_deploy.gateway.stats import CallStats
 
 
 class Capability(enum.Enum):
@@ -64,6 +65,37 @@ class RevisionRecord(msgspec.Struct, frozen=True, kw_only=True):
     created_at: str
 
 
+class RolloutEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """The end of one step of a rollout.
+
+    Attributes:
+        at: UTC time, ISO 8601.
+        share: percent of the requests that the candidate had.
+        decision: passed, undecided, failed or rolled back.
+        reason: the numbers behind it.
+    """
+
+    at: str
+    share: int
+    decision: str
+    reason: str
+
+
+class RolloutRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A rollout that goes on, or how it ended.
+
+    Attributes:
+        outcome: `promoted` or `rolled back`; empty while it goes on.
+    """
+
+    strategy: str
+    stable: int
+    candidate: int
+    started_at: str
+    outcome: str = ""
+    events: tuple[RolloutEvent, ...] = ()
+
+
 class DeploymentRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A deployment as its target remembers it.
 
@@ -76,6 +108,8 @@ class DeploymentRecord(msgspec.Struct, frozen=True, kw_only=True):
         revisions: every revision that still exists, oldest first.
         weights: revision number -> share of the traffic in percent; adds up to 100 in phase `ready`.
         candidate: revision that a rollout is bringing up, 0 when there is none.
+        rollout: the rollout that goes on; its stable revision and its candidate run with or without traffic.
+        last_rollout: the rollout that ended last.
         previous: revisions that were stable before, the latest last; a rollback goes back along them.
         created_at: UTC time, ISO 8601.
         updated_at: UTC time, ISO 8601.
@@ -89,6 +123,8 @@ class DeploymentRecord(msgspec.Struct, frozen=True, kw_only=True):
     revisions: tuple[RevisionRecord, ...]
     weights: dict[int, int]
     candidate: int = 0
+    rollout: RolloutRecord | None = None
+    last_rollout: RolloutRecord | None = None
     previous: tuple[int, ...] = ()
     created_at: str
     updated_at: str
@@ -99,6 +135,12 @@ class DeploymentRecord(msgspec.Struct, frozen=True, kw_only=True):
         if not self.weights:
             return self.revisions[-1]
         return self.revision(max(self.weights, key=lambda number: (self.weights[number], number)))
+
+    @property
+    def wanted(self) -> list[int]:
+        """Revisions that shall run: those with traffic, and both sides of a rollout."""
+        sides = {self.rollout.stable, self.rollout.candidate} if self.rollout else set()
+        return sorted({number for number, weight in self.weights.items() if weight} | sides)
 
     def revision(self, number: int) -> RevisionRecord:
         """The revision with this number.
@@ -196,13 +238,13 @@ class Target(ABC):
 
     @abstractmethod
     def apply(self, record: DeploymentRecord, bundles: Mapping[int, Bundle]) -> None:
-        """Make what runs match the record: revisions with a weight run, all others are drained and stopped.
+        """Make what runs match the record: its wanted revisions run, all others are drained and stopped.
 
         Idempotent; it is how traffic moves and how a target comes back after a kill or a restart. The record
         is the decision: it has been written before.
 
         Args:
-            bundles: the bundle of each revision that has a weight.
+            bundles: the bundle of each wanted revision.
 
         Raises:
             Unsupported: several revisions have a weight, and the deployment cannot split its traffic.
@@ -211,6 +253,21 @@ class Target(ABC):
     @abstractmethod
     def logs(self, name: str, number: int, *, follow: bool) -> Iterator[str]:
         """Lines of a revision's log, oldest first; with `follow`, goes on as they are written."""
+
+    @abstractmethod
+    def stats(self, record: DeploymentRecord) -> dict[int, CallStats]:
+        """What clients asked of each revision, counted since the gateway was started.
+
+        Empty where nothing counts, as without a gateway.
+        """
+
+    @abstractmethod
+    def control(self, name: str) -> str:
+        """The word that another command said to the rollout that goes on; an empty string when none did."""
+
+    @abstractmethod
+    def set_control(self, name: str, word: str) -> None:
+        """Say a word to the rollout that goes on: pause, resume, promote or abort; empty takes it back."""
 
     def url(self, record: DeploymentRecord) -> str:
         """Base URL under which clients reach the deployment."""

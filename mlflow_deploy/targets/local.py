@@ -35,6 +35,7 @@ from mlflow_deploy.errors import (
     Unsupported,
 )
 from mlflow_deploy.files import LockHeldError, locked, write_atomic
+from mlflow_deploy.gateway.stats import CallStats
 from mlflow_deploy.settings import ServingSettings
 from mlflow_deploy.targets.base import (
     Capability,
@@ -44,7 +45,12 @@ from mlflow_deploy.targets.base import (
     RevisionStatus,
     Target,
 )
-from mlflow_deploy.targets.local_gateway import apply_gateway, behind_gateway, gateway_ready
+from mlflow_deploy.targets.local_gateway import (
+    apply_gateway,
+    behind_gateway,
+    gateway_ready,
+    gateway_stats,
+)
 from mlflow_deploy.targets.local_ports import PortBook
 from mlflow_deploy.targets.network import answers, listens
 from mlflow_deploy.targets.supervisor import ProcessState, Program, Supervisor
@@ -156,8 +162,8 @@ class LocalTarget(Target):
         return record.gateway != "none"
 
     def apply(self, record: DeploymentRecord, bundles: Mapping[int, Bundle]) -> None:
-        wanted = [number for number, weight in record.weights.items() if weight > 0]
-        if len(wanted) > 1 and not self.can_split(record):
+        wanted = record.wanted
+        if len(record.weights) > 1 and not self.can_split(record):
             raise Unsupported(
                 self.name,
                 "sharing traffic between revisions without a gateway",
@@ -172,6 +178,19 @@ class LocalTarget(Target):
         for program in self.supervisor.program_names():
             if program.startswith(f"{record.name}.r") and program not in kept:
                 self.supervisor.remove(program)
+
+    def stats(self, record: DeploymentRecord) -> dict[int, CallStats]:
+        if not self.can_split(record):
+            return {}
+        return gateway_stats(self._gateway(record.name))
+
+    def control(self, name: str) -> str:
+        with contextlib.suppress(FileNotFoundError):
+            return (self._deployments / name / "control").read_text().strip()
+        return ""
+
+    def set_control(self, name: str, word: str) -> None:
+        self._write(self._deployments / name / "control", word.encode())
 
     def logs(self, name: str, number: int, *, follow: bool) -> Iterator[str]:
         path = self._log(name, number)

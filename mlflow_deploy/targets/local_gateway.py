@@ -8,6 +8,7 @@ from typing import Any
 
 from mlflow_deploy.gateway.gateway import Gateway
 from mlflow_deploy.gateway.spec import Backend, GatewaySpec, Replica, Traffic
+from mlflow_deploy.gateway.stats import CallStats
 from mlflow_deploy.targets.base import DeploymentRecord
 from mlflow_deploy.targets.supervisor import Program, Supervisor
 
@@ -58,6 +59,11 @@ def apply_gateway(
 def gateway_ready(folder: Path) -> bool:
     """Whether the gateway in a folder serves."""
     return (folder / "spec.json").exists() and Gateway(folder).ready()
+
+
+def gateway_stats(folder: Path) -> dict[int, CallStats]:
+    """What clients asked of each revision since the gateway was started."""
+    return {number: stats.served for number, stats in Gateway(folder).stats().items()}
 
 
 def behind_gateway(serving: Mapping[str, Any], grpc_port: int) -> dict[str, Any]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from mlflow_deploy.bundle import Bundle
 from mlflow_deploy.errors import DeploymentBusy, PortInUse, StartFailed, Unsupported
+from mlflow_deploy.gateway.stats import CallStats
 from mlflow_deploy.targets.base import (
     Capability,
     DeploymentRecord,
@@ -25,13 +26,16 @@ class MemoryTarget(Target):
 
     Attributes:
         broken: digests of bundles whose revisions never become ready.
+        answered: gives the statistics of a deployment, for tests of rollouts.
     """
 
     name = "memory"
-    capabilities: frozenset[Capability] = frozenset()
+    capabilities: frozenset[Capability] = frozenset({Capability.TRAFFIC_SPLIT})
 
     def __init__(self) -> None:
         self.broken: set[str] = set()
+        self.answered: Callable[[DeploymentRecord], dict[int, CallStats]] | None = None
+        self._controls: dict[str, str] = {}
         self._records: dict[str, DeploymentRecord] = {}
         self._ports: dict[str, int] = {}
         self._running: dict[tuple[str, int], float] = {}
@@ -93,8 +97,8 @@ class MemoryTarget(Target):
         return RevisionStatus(number=number, state="ready", since=since)
 
     def apply(self, record: DeploymentRecord, bundles: Mapping[int, Bundle]) -> None:
-        wanted = {number for number, weight in record.weights.items() if weight > 0}
-        if len(wanted) > 1:
+        wanted = record.wanted
+        if len(record.weights) > 1 and not self.can_split(record):
             raise Unsupported(self.name, "sharing traffic between revisions", "Give one revision 100 %")
         for number in wanted:
             if (record.name, number) not in self._running:
@@ -102,6 +106,18 @@ class MemoryTarget(Target):
         for name, number in list(self._running):
             if name == record.name and number not in wanted:
                 self.stop(name, number)
+
+    def can_split(self, record: DeploymentRecord) -> bool:
+        return record.gateway != "none"
+
+    def stats(self, record: DeploymentRecord) -> dict[int, CallStats]:
+        return self.answered(record) if self.answered else {}
+
+    def control(self, name: str) -> str:
+        return self._controls.get(name, "")
+
+    def set_control(self, name: str, word: str) -> None:
+        self._controls[name] = word
 
     def logs(self, name: str, number: int, *, follow: bool) -> Iterator[str]:
         yield from self._logs.get((name, number), [])

@@ -42,7 +42,9 @@ class OnnxGraph:
     def __init__(self, session: Any, outputs: list[str]) -> None:
         import onnxruntime as ort
 
-        self._run = session.run
+        # The Python wrapper around the session checks names and owners of the feeds once more for each call,
+        # which costs as much as a small model; the feeds are known to fit.
+        self._run = getattr(session, "_sess", session).run
         self._outputs = outputs
         self._options = ort.RunOptions
         self._running: dict[int, tuple[float, Any]] = {}

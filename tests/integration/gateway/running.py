@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import math
 import socket
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mlflow_deploy.bundle import Bundle
 from mlflow_deploy.gateway.gateway import Gateway
 from mlflow_deploy.gateway.spec import Backend, GatewaySpec, Replica, Traffic
 
@@ -126,6 +128,28 @@ def toy_process(name: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
         process.wait()
 
 
+@contextlib.contextmanager
+def scoring_server(
+    bundle: Bundle, folder: Path, revision: int = 1
+) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """The real scoring server of a bundle, ready, and its port."""
+    port = free_port()
+    settings = folder / f"settings-{port}.json"
+    settings.write_text(json.dumps({"deployment": "toy", "revision": revision}))
+    command = [sys.executable, "-m", "mlflow_deploy.serving", "--bundle", str(bundle.path)]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--settings", str(settings)]
+    with (folder / f"server-{port}.log").open("wb") as log:
+        process = subprocess.Popen(
+            [*command, "--listen-when-ready", "--die-with-parent"], stdout=log, stderr=log
+        )
+    try:
+        wait_for(lambda: listens(port), 40)
+        yield process, port
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
 def listens(port: int) -> bool:
     """Whether a connection to the port can be made."""
     with socket.socket() as probe:
@@ -148,6 +172,7 @@ class Load:
     clients: int = 4
     pause: float = 0.008
     path: str = "/invocations"
+    body: bytes = b'{"x": 1}'
     answers: list[tuple[float, int, str, bytes]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
 
@@ -171,12 +196,18 @@ class Load:
         """Answers that are not 200."""
         return [answer for answer in self.answers if answer[1] != 200]
 
+    def lost(self) -> list[str]:
+        """Everything that is not an answer of 200."""
+        return [*self.failures, *(f"{status} {text.decode()}" for _, status, _, text in self.bad())]
+
     def _ask(self) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
         while not self._stop.wait(self.pause):
             begun = time.monotonic()
             try:
-                connection.request("POST", self.path, body=b'{"x": 1}')
+                connection.request(
+                    "POST", self.path, body=self.body, headers={"content-type": "application/json"}
+                )
                 response = connection.getresponse()
                 text = response.read()
             except (OSError, http.client.HTTPException) as error:
@@ -190,4 +221,4 @@ class Load:
 
 def within(count: int, total: int, share: float, sigmas: float = 4.5) -> bool:
     """Whether a count fits a binomial share."""
-    return abs(count - total * share) <= sigmas * (total * share * (1 - share)) ** 0.5 + 1e-9
+    return abs(count - total * share) <= sigmas * math.sqrt(total * share * (1 - share)) + 1e-9

@@ -20,7 +20,6 @@ from mlflow_deploy.gateway.gateway import Gateway
 from mlflow_deploy.gateway.spec import GatewaySpec, Traffic
 from tests.integration.gateway.running import (
     Load,
-    Running,
     backend,
     free_port,
     listens,
@@ -81,7 +80,7 @@ def test_refused_configuration_changes_nothing(tmp_path: Path, toys: list[Toy]) 
         gateway.gateway.apply([one, backend(2, toys[1].port)], Traffic({1: 0, 2: 100}))
         begun = time.monotonic()
         time.sleep(0.3)
-    assert load.failures == load.bad() == []
+    assert load.lost() == []
     assert load.count(begun).keys() == {"2"}
 
 
@@ -210,8 +209,3 @@ def test_folder_without_a_gateway(tmp_path: Path) -> None:
     assert done.returncode == 78
     assert "none" in done.stderr
     assert binary.envoy_binary().name == "envoy"
-
-
-def test_everything_written_is_valid_to_envoy(running_all: Running) -> None:
-    assert running_all.gateway.ready()
-    assert running_all.log.read_text() == ""

@@ -1,0 +1,105 @@
+"""The real engine, its base image, and the removal of everything that these tests make on it."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlflow_deploy.bundle import Bundle
+from mlflow_deploy.errors import DeployError
+from mlflow_deploy.images import labels
+from mlflow_deploy.images.builder import BuiltImage, build_image
+from mlflow_deploy.images.engine import connect, find_image
+from mlflow_deploy.images.spec import ImageSpec, parse_image_spec
+from tests.integration.images.bundles import adder, sklearn_model
+
+BASE = os.environ.get("MLFLOW_DEPLOY_TEST_BASE_IMAGE", "mlflow-deploy-base:test")
+_MAKE_BASE = (
+    "mmdebstrap --variant=minbase --include=python3,python3-venv,ca-certificates,libgomp1 bookworm base.tar "
+    f"&& docker import base.tar {BASE}"
+)
+TEST_LABEL = "io.mlflow-deploy.test"
+MARK = uuid.uuid4().hex
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[Any]:
+    """A client of the engine; tests are skipped, with the reason, when none answers."""
+    try:
+        connection = connect()
+        client = connection.__enter__()
+    except DeployError as error:
+        pytest.skip(error.text)
+    if find_image(client, BASE) is None:
+        pytest.skip(f"The engine has no base image {BASE}. Make it with: {_MAKE_BASE}")
+    before = {image.id for image in client.images.list(filters={"label": labels.KIND})}
+    yield client
+    for container in client.containers.list(all=True, filters={"label": f"{TEST_LABEL}={MARK}"}):
+        container.remove(force=True)
+    for image in client.images.list(filters={"label": f"{TEST_LABEL}={MARK}"}):
+        client.images.remove(image.id, force=True)
+    for image in client.images.list(filters={"label": labels.KIND}):
+        if image.id not in before and image.labels[labels.KIND] != "model":
+            client.images.remove(image.id, force=True)
+    connection.__exit__(None, None, None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def image_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One state folder for all tests here, so that requirements are resolved once."""
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_DEPLOY_HOME", str(folder))
+        for name in list(os.environ):
+            if name.startswith("MLFLOW_DEPLOY_IMAGE_"):
+                patch.delenv(name)
+        yield folder
+
+
+def make_spec(**settings: Any) -> ImageSpec:
+    """A spec on the test's base image, whose images are removed at the end."""
+    given = {"base_image": BASE, "torch_index": "", "labels": {TEST_LABEL: MARK}, **settings}
+    return parse_image_spec(given, environment={})
+
+
+def build(bundle: Bundle, **settings: Any) -> BuiltImage:
+    """Build an image and print what it cost."""
+    built = build_image(bundle, make_spec(**settings), lambda line: None)
+    above = (built.bytes_above_base or 0) / 1e6
+    print(f"{built.name}: {built.seconds:.1f} s, {above:.1f} MB above its base")
+    return built
+
+
+@pytest.fixture(scope="session")
+def make_adder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Bundle]:
+    """Makes version N of a registered ONNX model, which adds N."""
+    return lambda version: adder(tmp_path_factory.mktemp("adder"), version)
+
+
+@pytest.fixture(scope="session")
+def onnx_bundle(make_adder: Callable[[int], Bundle]) -> Bundle:
+    """Version 1 of the ONNX model."""
+    return make_adder(1)
+
+
+@pytest.fixture(scope="session")
+def onnx_image(engine: Any, onnx_bundle: Bundle) -> BuiltImage:
+    """The image of version 1 of the ONNX model."""
+    return build(onnx_bundle)
+
+
+@pytest.fixture(scope="session")
+def pyfunc_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A scikit-learn pipeline as a pyfunc bundle."""
+    return sklearn_model(tmp_path_factory.mktemp("pyfunc"))
+
+
+@pytest.fixture(scope="session")
+def pyfunc_image(engine: Any, pyfunc_bundle: Bundle) -> BuiltImage:
+    """The image of the scikit-learn pipeline."""
+    return build(pyfunc_bundle)

@@ -1,0 +1,112 @@
+"""The build context for those who build elsewhere, and the command line, on the real engine."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from mlflow_deploy.bundle import Bundle
+from mlflow_deploy.cli.image import image as command
+from mlflow_deploy.errors import DeployError
+from mlflow_deploy.images import labels
+from mlflow_deploy.images.builder import BuiltImage
+from mlflow_deploy.images.catalog import list_images, prune_images
+from mlflow_deploy.images.context import plan_image, write_context, write_tar
+from tests.integration.images.bundles import MODEL, adder
+from tests.integration.images.conftest import BASE, MARK, TEST_LABEL, build, make_spec
+from tests.integration.images.running import started
+
+SETTINGS = ["-C", f"base_image={BASE}", "-C", "torch_index=", "-C", f"labels={TEST_LABEL}={MARK}"]
+
+
+def run(*arguments: str) -> Result:
+    """Run a command of the group; errors of ours are raised."""
+    result = CliRunner().invoke(command, list(arguments))
+    if isinstance(result.exception, DeployError):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result
+
+
+@pytest.mark.slow
+def test_the_written_context_builds_with_docker_alone(
+    engine: Any, onnx_bundle: Bundle, tmp_path: Path
+) -> None:
+    output = tmp_path / "context"
+    plan = plan_image(onnx_bundle, make_spec(), lambda line: None)
+    write_context(plan, output, lambda line: None)
+    archive = io.BytesIO()
+    files = {path.relative_to(output).as_posix(): path for path in output.rglob("*") if path.is_file()}
+    write_tar(files, archive)
+    archive.seek(0)
+    name = f"mlflow-deploy-test-elsewhere:{MARK}"
+    events = list(
+        engine.api.build(
+            fileobj=archive, custom_context=True, tag=name, rm=True, decode=True, network_mode="none",
+            labels={TEST_LABEL: MARK},
+        )
+    )  # fmt: skip
+    assert not [event for event in events if "error" in event], events[-3:]
+    with started(engine, name, user="54321:0") as running:
+        running.answers_its_example(onnx_bundle)
+    for each in engine.api.images(filters={"dangling": True, "label": labels.RUNTIME}):
+        engine.api.remove_image(each["Id"])
+
+
+def test_build_twice_list_and_inspect(engine: Any, onnx_image: BuiltImage, onnx_bundle: Bundle) -> None:
+    answer = json.loads(run("build", str(onnx_bundle.path), *SETTINGS, "--json").output)
+    assert answer["name"] == onnx_image.name
+    assert answer["reused"]
+    assert f"{onnx_image.name} exists: " in run("build", str(onnx_bundle.path), *SETTINGS).output
+    listed = json.loads(run("ls", "--json").output)
+    assert onnx_image.id in [each["id"] for each in listed]
+    assert "Image Test" in run("ls").output.replace("\n", " ")
+    [found] = json.loads(run("inspect", onnx_image.name, "--json").output)
+    assert found["user"] == "10001:0"
+    assert found["sbom"] == onnx_image.sbom
+    assert labels.BUNDLE in run("inspect", onnx_image.name).output
+
+
+def test_the_bill_of_materials_is_logged_to_the_models_run(
+    engine: Any, onnx_image: BuiltImage, tracking: str, tmp_path: Path
+) -> None:
+    import mlflow
+
+    with mlflow.start_run() as active:
+        pass
+    bundle = adder(tmp_path, 3, run_id=active.info.run_id)
+    run("build", str(bundle.path), *SETTINGS, "--sbom", str(tmp_path / "sbom.json"))
+    [logged] = mlflow.MlflowClient().list_artifacts(active.info.run_id, "mlflow-deploy/images")
+    text = mlflow.artifacts.load_text(f"runs:/{active.info.run_id}/{logged.path}")
+    assert json.loads(text) == json.loads((tmp_path / "sbom.json").read_text())
+
+
+def test_a_run_that_is_gone_costs_a_warning_only(engine: Any, tracking: str, tmp_path: Path) -> None:
+    bundle = adder(tmp_path, 4, run_id="f" * 32)
+    result = run("build", str(bundle.path), *SETTINGS)
+    assert "Warning: the bill of materials was not logged" in result.stderr
+
+
+def test_prune_keeps_the_newest_and_what_is_in_use(
+    engine: Any, onnx_image: BuiltImage, make_adder: Callable[[int], Bundle]
+) -> None:
+    newest = build(make_adder(5))
+    older = build(make_adder(6))
+    with started(engine, older.name):
+        useless = prune_images(keep=1, dry_run=True, progress=lambda line: None, model=MODEL)
+        ids = {status.id for status in useless}
+        assert ids
+        assert older.id not in ids
+        everything = prune_images(keep=0, dry_run=True, progress=lambda line: None, model=MODEL)
+        assert newest.id in {status.id for status in everything}
+        assert {status.kind for status in everything} == {"model"}
+        assert newest.id in {status.id for status in list_images()}
+        removed = json.loads(run("prune", f"models:/{MODEL}/5", "--keep", "0", "--json").output)
+    assert [status["id"] for status in removed] == [newest.id]
+    assert newest.id not in {status.id for status in list_images()}

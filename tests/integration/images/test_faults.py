@@ -1,0 +1,336 @@
+"""What can go wrong with images: one clear line each, and nothing half made."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+import zipfile
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlflow_deploy.bundle import Bundle
+from mlflow_deploy.errors import DeployError
+from mlflow_deploy.images import labels
+from mlflow_deploy.images.builder import BuiltImage, build_image, pull_image, push_image
+from mlflow_deploy.images.engine import connect
+from mlflow_deploy.images.errors import (
+    BaseImageNotFound,
+    BaseImageUnsuitable,
+    BuildFailed,
+    EngineNotRunning,
+    ImageNameTaken,
+    ImageNotFound,
+    IndexUnreachable,
+    NoDiskSpace,
+    RegistryRefused,
+    RequirementsUnresolved,
+)
+from tests.integration.images.conftest import BASE, MARK, TEST_LABEL, build, make_spec
+
+ROOT = Path(__file__).resolve().parents[3]
+SECRET = "s3cret-t0ken-of-the-index"
+
+
+def silent(line: str) -> None:
+    """Progress that nobody looks at."""
+
+
+def everything(engine: Any) -> tuple[set[str], set[str]]:
+    """Ids of all images and containers on the engine."""
+    return {each["Id"] for each in engine.api.images()}, {
+        each["Id"] for each in engine.api.containers(all=True)
+    }
+
+
+def refused(engine: Any, kind: type[DeployError], bundle: Bundle, **settings: Any) -> str:
+    """The one line that a build ends with; the engine is as it was before."""
+    before = everything(engine)
+    with pytest.raises(kind) as caught:
+        build_image(bundle, make_spec(**settings), silent)
+    assert everything(engine) == before
+    return caught.value.text
+
+
+def test_a_base_image_that_does_not_exist(engine: Any, onnx_bundle: Bundle) -> None:
+    text = refused(engine, BaseImageNotFound, onnx_bundle, base_image="localhost:1/no/such-base:1")
+    assert "'localhost:1/no/such-base:1' is not on the engine and cannot be pulled" in text
+
+
+def test_a_base_image_without_python(engine: Any, onnx_bundle: Bundle) -> None:
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        tar.addfile(tarfile.TarInfo("empty"))
+    name = f"mlflow-deploy-test-empty:{MARK}"
+    engine.api.import_image_from_data(archive.getvalue(), repository=name, changes=["CMD x"])
+    try:
+        assert "it has no python3" in refused(engine, BaseImageUnsuitable, onnx_bundle, base_image=name)
+    finally:
+        engine.images.remove(name, force=True)
+
+
+def test_a_build_that_fails_half_way(engine: Any, onnx_bundle: Bundle, tmp_path: Path) -> None:
+    """A Debian package that does not exist fails the build after its first stage is done."""
+    text = refused(
+        engine, BuildFailed, onnx_bundle, system_packages="no-such-package-1", http_proxy="http://127.0.0.1:1"
+    )
+    assert "could not be built" in text
+
+
+def test_requirements_that_do_not_resolve(engine: Any, onnx_bundle: Bundle) -> None:
+    text = refused(engine, RequirementsUnresolved, onnx_bundle, extra_requirements="numpy==0.0.99")
+    assert "numpy==0.0.99" in text
+    text = refused(
+        engine, RequirementsUnresolved, onnx_bundle, extra_requirements="onnxruntime==1.20.0,numpy==1.20"
+    )
+    assert "do not resolve" in text
+
+
+def test_an_index_that_does_not_answer(engine: Any, onnx_bundle: Bundle) -> None:
+    url = f"http://user:{SECRET}@127.0.0.1:1/simple"
+    text = refused(
+        engine,
+        IndexUnreachable,
+        onnx_bundle,
+        index_url=url,
+        pip_args="--retries 0 --isolated",
+        extra_requirements="xyz",
+    )
+    assert "does not answer" in text
+    assert SECRET not in text
+
+
+def test_a_name_that_is_taken(engine: Any, onnx_bundle: Bundle) -> None:
+    engine.images.get(BASE).tag("mlflow-deploy-test-taken", MARK)
+    name = f"mlflow-deploy-test-taken:{MARK}"
+    try:
+        taken = engine.images.get(name).id
+        text = refused(engine, ImageNameTaken, onnx_bundle, repository="mlflow-deploy-test-taken", tag=MARK)
+        assert f"The image name {name} is taken" in text
+        assert engine.images.get(name).id == taken
+    finally:
+        engine.images.remove(name)
+
+
+def test_no_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, onnx_bundle: Bundle) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/no.sock")
+    with pytest.raises(EngineNotRunning) as caught:
+        build_image(onnx_bundle, make_spec(), silent)
+    assert "its socket does not exist" in caught.value.text
+    monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:1")
+    with pytest.raises(EngineNotRunning, match="nothing listens there"), connect():
+        raise AssertionError("unreachable")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user without rights on the socket")
+def test_no_permission_on_the_socket(tmp_path: Path) -> None:
+    path = tmp_path / "engine.sock"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        server.listen()
+        path.chmod(0o600)
+        for folder in (tmp_path, *tmp_path.parents):
+            folder.chmod(folder.stat().st_mode | 0o011)
+        code = (
+            "import os; import mlflow_deploy.images.engine as e, docker, requests, docker.context\n"
+            "os.setuid(65534)\n"
+            "try:\n  e.connect().__enter__()\n"
+            "except Exception as error: print(type(error).__name__, error)"
+        )
+        environment = {**os.environ, "DOCKER_HOST": f"unix://{path}", "PYTHONPATH": str(ROOT)}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout.startswith("EnginePermission You may not talk to the Docker engine"), done.stderr
+
+
+# --- registries --------------------------------------------------------------------------------------------
+
+
+def free_port() -> int:
+    """A port that is free now."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+@pytest.fixture(params=["open", "closed"])
+def registry(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, str]]:
+    """(`open` for anyone or `closed` without a password, address) of a real registry."""
+    binary = shutil.which("docker-registry")
+    if binary is None:
+        pytest.skip("docker-registry is not installed (Debian package docker-registry)")
+    port = free_port()
+    config = f"version: 0.1\nstorage: {{filesystem: {{rootdirectory: {tmp_path}/store}}}}\n"
+    config += f"http: {{addr: '127.0.0.1:{port}'}}\n"
+    if request.param == "closed":
+        # bcrypt of a password that nobody knows.
+        (tmp_path / "htpasswd").write_text(
+            "user:$2y$05$abcdefghijklmnopqrstuu5Lhvo0gI1zHBAEwQ4aI0bWX0mCgU6Aq\n"
+        )
+        config += f"auth: {{htpasswd: {{realm: test, path: {tmp_path}/htpasswd}}}}\n"
+    (tmp_path / "config.yml").write_text(config)
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen([binary, "serve", str(tmp_path / "config.yml")], stdout=log, stderr=log)
+    try:
+        until = time.monotonic() + 10
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except OSError:
+                assert process.poll() is None, (tmp_path / "log").read_text()
+                assert time.monotonic() < until
+                time.sleep(0.05)
+        yield request.param, f"127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+@pytest.mark.slow
+def test_push_and_pull(engine: Any, onnx_image: BuiltImage, registry: tuple[str, str]) -> None:
+    kind, address = registry
+    name = f"{address}/models/adder:1"
+    engine.images.get(onnx_image.name).tag(f"{address}/models/adder", "1")
+    try:
+        if kind == "closed":
+            with pytest.raises(RegistryRefused, match="did not push") as caught:
+                push_image(name, silent)
+            assert "docker login" in caught.value.text
+            with pytest.raises(RegistryRefused, match="did not pull"):
+                pull_image(f"{address}/models/adder:2", silent)
+            return
+        digest = push_image(name, silent)
+        assert digest.startswith(f"{address}/models/adder@sha256:")
+        engine.images.remove(name)
+        pull_image(name, silent)
+        assert engine.images.get(name).id == onnx_image.id
+    finally:
+        engine.images.remove(name, force=True)
+
+
+def test_push_to_nowhere(engine: Any, onnx_image: BuiltImage) -> None:
+    name = "127.0.0.1:1/models/adder:1"
+    with pytest.raises(ImageNotFound):
+        push_image(name, silent)
+    engine.images.get(onnx_image.name).tag("127.0.0.1:1/models/adder", "1")
+    try:
+        with pytest.raises(RegistryRefused, match="did not push"):
+            push_image(name, silent)
+    finally:
+        engine.images.remove(name)
+
+
+# --- secrets -----------------------------------------------------------------------------------------------
+
+
+class _Index(SimpleHTTPRequestHandler):
+    """A package index that wants a password."""
+
+    def do_GET(self) -> None:
+        wanted = "Basic " + base64.b64encode(f"user:{SECRET}".encode()).decode()
+        if self.headers.get("Authorization") == wanted:
+            super().do_GET()
+            return
+        self.send_response(401)
+        self.send_header("WWW-Authenticate", 'Basic realm="index"')
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def private_index(tmp_path: Path) -> Iterator[str]:
+    """Address, with its password, of an index with the package `privatepkg`."""
+    folder = tmp_path / "index" / "simple" / "privatepkg"
+    folder.mkdir(parents=True)
+    info = "privatepkg-1.0.dist-info"
+    with zipfile.ZipFile(folder / "privatepkg-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("privatepkg.py", "VALUE = 42\n")
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: privatepkg\nVersion: 1.0\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Index, directory=str(tmp_path / "index")))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://user:{SECRET}@127.0.0.1:{server.server_address[1]}/simple"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.slow
+def test_no_secret_is_in_any_layer_or_the_history(
+    engine: Any, onnx_bundle: Bundle, private_index: str, image_home: Path, tmp_path: Path
+) -> None:
+    built = build(
+        onnx_bundle, extra_index_urls=private_index, extra_requirements="privatepkg",
+        system_packages="", http_proxy="", tag="private",
+    )  # fmt: skip
+    assert any(each["name"] == "privatepkg" for each in built.sbom["components"])
+    image = engine.images.get(built.name)
+    assert SECRET not in str(image.history()) + str(image.attrs)
+    saved = tmp_path / "image.tar"
+    with saved.open("wb") as file:
+        for chunk in image.save():
+            file.write(chunk)
+    needle, tail = SECRET.encode(), b""
+    with saved.open("rb") as file:
+        while chunk := file.read(1 << 22):
+            assert needle not in tail + chunk
+            tail = chunk[-len(needle) :]
+    kept = [path.read_bytes() for path in image_home.rglob("*") if path.is_file()]
+    assert kept
+    assert all(needle not in text for text in kept)
+    assert hashlib.sha256(needle).hexdigest() not in str(kept)
+
+
+# --- a full disk -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_engine(tmp_path: Path, engine: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A second real engine whose disk has room for the base image and little more."""
+    if os.geteuid() != 0 or shutil.which("dockerd") is None:
+        pytest.skip("a second engine needs root and dockerd on this machine")
+    data = tmp_path / "data"
+    data.mkdir()
+    size = engine.images.get(BASE).attrs["Size"] + 140_000_000
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(data)], check=True)
+    command = ["dockerd", "-H", f"unix://{tmp_path}/small.sock", "--data-root", str(data), "--bridge", "none"]
+    command += ["--exec-root", str(tmp_path / "exec"), "--pidfile", str(tmp_path / "pid"), "--iptables=false"]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/small.sock")
+        until = time.monotonic() + 30
+        while not (tmp_path / "small.sock").exists():
+            assert process.poll() is None, (tmp_path / "log").read_text()[-2000:]
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        with connect() as small:
+            small.images.load(engine.images.get(BASE).save(named=BASE))
+            yield small
+    finally:
+        process.terminate()
+        process.wait(30)
+        subprocess.run(["umount", "-l", str(data)], check=False)
+
+
+@pytest.mark.slow
+def test_a_full_disk(small_engine: Any, onnx_bundle: Bundle) -> None:
+    text = refused(small_engine, NoDiskSpace, onnx_bundle)
+    assert "No space was left on the disk" in text
+    assert small_engine.images.list(filters={"label": labels.KIND}) == []
+    assert small_engine.containers.list(all=True, filters={"label": TEST_LABEL}) == []

@@ -1,0 +1,38 @@
+"""Quantiles and differences of what Envoy counted."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlflow_deploy.gateway.stats import CallStats, Latency
+
+
+def test_quantiles() -> None:
+    # Envoy writes 3 ms as a bin from 3 with width 0.1, and 120 ms as one from 120 with width 10.
+    latency = Latency({(0.0, 0.0): 50, (3.0, 0.1): 45, (120.0, 10.0): 5})
+    assert latency.quantile(0.25) == pytest.approx(0.5)
+    assert latency.quantile(0.95) == pytest.approx(4.0)
+    assert latency.quantile(0.99) == pytest.approx(128.0)
+    assert Latency().quantile(0.5) is None
+
+
+@given(st.lists(st.integers(0, 99), min_size=1, max_size=200), st.floats(0, 1))
+def test_quantile_is_within_a_millisecond(values: list[int], share: float) -> None:
+    bins = {(float(value), 0.1): values.count(value) for value in values}
+    found = Latency(bins).quantile(share)
+    assert found is not None
+    exact = sorted(values)[min(len(values) - 1, int(share * len(values)))]
+    below = sorted(values)[max(0, int(share * len(values)) - 1)]
+    assert below <= found <= exact + 1
+
+
+def test_what_came_since() -> None:
+    earlier = CallStats(requests=5, succeeded=4, server_errors=1, latency=Latency({(1.0, 0.1): 5}))
+    later = CallStats(requests=9, succeeded=7, server_errors=2, active=3, latency=Latency({(1.0, 0.1): 8}))
+    step = later.since(earlier)
+    assert (step.requests, step.succeeded, step.server_errors, step.active) == (4, 3, 1, 3)
+    assert step.latency.bins == {(1.0, 0.1): 3}
+    assert earlier.since(later) is earlier
+    assert (earlier + step).requests == later.requests
