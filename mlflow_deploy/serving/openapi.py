@@ -137,7 +137,7 @@ def _request(signature: Signature | None) -> dict[str, Any]:
         {"type": "object", "required": [form], "properties": {form: schema, "params": params}}
         for form, schema in _forms(signature).items()
     ]
-    return {"oneOf": forms}
+    return {"anyOf": forms}
 
 
 def _forms(signature: Signature | None) -> dict[str, dict[str, Any]]:
@@ -166,14 +166,19 @@ def _forms(signature: Signature | None) -> dict[str, dict[str, Any]]:
         "properties": {column.name: _column(column) for column in signature.columns},
     }
     names = [column.name for column in signature.columns]
-    row = {"type": "array", "prefixItems": [_column(column) for column in signature.columns], "items": False}
+    kinds: list[dict[str, Any]] = []
+    for column in signature.columns:
+        if _column(column) not in kinds:
+            kinds.append(_column(column))
+    cell = kinds[0] if len(kinds) == 1 else {"anyOf": kinds}
+    row = {"type": "array", "items": cell, "minItems": len(names), "maxItems": len(names)}
     return {
         "dataframe_split": {
             **split,
             "required": ["columns", "data"],
             "properties": {
-                "columns": {"const": names},
-                "data": {"type": "array", "minItems": 1, "items": {**row, "minItems": len(names)}},
+                "columns": {"enum": [names]},
+                "data": {"type": "array", "minItems": 1, "items": row},
             },
         },
         "dataframe_records": {"type": "array", "minItems": 1, "items": record},
