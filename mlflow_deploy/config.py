@@ -21,6 +21,7 @@ Format = Literal["auto", "onnx", "pyfunc"]
 
 # Also a DNS label with room for a suffix such as "-r12", so that one name fits folder, container and Service.
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,51}[a-z0-9])?")
+_SIZE = r"([0-9]+[bkmg]?)?$"
 
 
 class ParitySpec(BaseModel):
@@ -51,6 +52,56 @@ class AnalysisSpec(BaseModel):
     """How many times the p95 of the stable revision the candidate's answers may take; 0 = any."""
     max_latency_ms: float = Field(default=0, ge=0)
     """Latency in milliseconds that 95 % of the candidate's answers must keep within; 0 = any."""
+
+
+class DockerSpec(BaseModel):
+    """How target `docker` runs the containers of a revision."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    replicas: int = Field(default=1, ge=1, le=100)
+    """Containers of each revision; more than one needs gateway=envoy."""
+    cpus: float = Field(default=0, ge=0)
+    """CPUs that each container may use; 0 = no limit."""
+    memory: str = Field(default="", pattern=_SIZE)
+    """Memory that each container may use, such as 512m or 2g; unset = no limit."""
+    pids: int = Field(default=512, ge=16)
+    """Processes and threads that each container may have."""
+    tmp_size: str = Field(default="256m", pattern=_SIZE)
+    """Size of /tmp, the only place where a container can write; it counts as memory."""
+    user: str = Field(default="", pattern=r"([0-9]+(:[0-9]+)?)?$")
+    """User that the containers run as, as UID or UID:GID; unset = the image's own, which is not root."""
+    env: dict[str, str] = {}
+    """Environment variables of the containers, as docker.env.NAME=VALUE; `docker inspect` shows them."""
+    network: str = ""
+    """Network of the engine that the containers join besides the deployment's own, such as one with a proxy."""
+    log_max_size: str = Field(default="10m", pattern=_SIZE)
+    """Size at which the engine begins a new log file of a container."""
+    log_max_files: int = Field(default=3, ge=1)
+    """Log files that the engine keeps of each container."""
+    device: Literal["cpu", "gpu"] = "cpu"
+    """What the model runs on; `gpu` needs an engine with the NVIDIA container toolkit."""
+    gpus: str = Field(default="all", pattern=r"(all|[1-9][0-9]*|[\w-]+(,[\w-]+)*)$")
+    """GPUs of each container with device=gpu: all, how many, or their ids (GPU-...) separated by commas."""
+    gpu_fallback: Literal["refuse", "cpu"] = "refuse"
+    """What a container with device=gpu does without a GPU: refuse to start, or run on the CPU."""
+    base_image: str = ""
+    """Image to build on; unset = the setting base_image of images."""
+    repository: str = ""
+    """Repository of the image, with its registry; unset = mlflow-deploy/MODEL."""
+    image: dict[str, str] = {}
+    """Other settings of the image, as docker.image.KEY=VALUE; `mlflow-deploy image settings` lists them."""
+
+    @field_validator("image")
+    @classmethod
+    def _refuse_secrets(cls, value: dict[str, str]) -> dict[str, str]:
+        for key in ("index_url", "extra_index_urls", "http_proxy", "https_proxy"):
+            if key in value:
+                raise ValueError(
+                    f"{key} may hold a password, which the deployment's record would show; set "
+                    f"MLFLOW_DEPLOY_IMAGE_{key.upper()} in the environment instead"
+                )
+        return value
 
 
 class DeploymentSpec(BaseModel):
@@ -85,6 +136,8 @@ class DeploymentSpec(BaseModel):
     """Tolerances of the parity check."""
     serving: ServingSettings = ServingSettings()
     """Settings of the scoring server."""
+    docker: DockerSpec = DockerSpec()
+    """Settings of target `docker`; the other targets ignore them."""
 
     @field_validator("canary_steps", mode="before")
     @classmethod
@@ -202,6 +255,8 @@ def _describe(model: type[BaseModel], prefix: str) -> Iterator[SettingDoc]:
 def _type_name(annotation: Any) -> str:
     if get_origin(annotation) is tuple:
         return "list"
+    if get_origin(annotation) is dict:
+        return "mapping"
     if args := [arg for arg in get_args(annotation) if arg is not type(None)]:
         return "|".join(arg if isinstance(arg, str) else arg.__name__ for arg in args)
     return str(annotation.__name__)

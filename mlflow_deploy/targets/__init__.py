@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from mlflow_deploy.targets.base import Target
 
 TARGETS: dict[str, str] = {
+    "docker": "mlflow_deploy.targets.docker:DockerTarget",
     "local": "mlflow_deploy.targets.local:LocalTarget",
     "memory": "mlflow_deploy.targets.memory:MemoryTarget",
 }

@@ -25,7 +25,9 @@ from tests.integration.serving.zoo import Animal
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "150"))
 NAMES = ("doubles", "mixed", "tensors", "two_towers", "text")
 fuzz = settings(
-    max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    max_examples=EXAMPLES,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 
 
@@ -97,12 +99,18 @@ def test_raw_bodies(clients: dict[str, httpx.Client], name: str) -> None:
     run()
 
 
-tensor_shapes = st.lists(st.integers(-3, 4) | st.sampled_from([2**31, 2**62, 2**64, 2**70]), max_size=4) | values
+tensor_shapes = (
+    st.lists(st.integers(-3, 4) | st.sampled_from([2**31, 2**62, 2**64, 2**70]), max_size=4) | values
+)
 inputs = st.fixed_dictionaries(
     {
-        "name": st.sampled_from(["left", "right", "inputs", "text", "age", "city", "income", *COLUMNS[:2], "x"]) | values,
+        "name": st.sampled_from(
+            ["left", "right", "inputs", "text", "age", "city", "income", *COLUMNS[:2], "x"]
+        )
+        | values,
         "shape": tensor_shapes,
-        "datatype": st.sampled_from(["FP32", "FP64", "INT64", "UINT8", "BOOL", "BYTES", "FP16", "BF16", ""]) | values,
+        "datatype": st.sampled_from(["FP32", "FP64", "INT64", "UINT8", "BOOL", "BYTES", "FP16", "BF16", ""])
+        | values,
     },
     optional={
         "data": values | st.lists(st.floats() | st.integers(), max_size=9),
@@ -111,7 +119,11 @@ inputs = st.fixed_dictionaries(
 )
 queries = st.fixed_dictionaries(
     {"inputs": st.lists(inputs, max_size=3) | values},
-    optional={"id": values, "parameters": values, "outputs": st.lists(st.dictionaries(st.just("name"), values)) | values},
+    optional={
+        "id": values,
+        "parameters": values,
+        "outputs": st.lists(st.dictionaries(st.just("name"), values)) | values,
+    },
 )
 
 
@@ -123,7 +135,9 @@ def test_infer_bodies(clients: dict[str, httpx.Client], name: str) -> None:
     def run(query: Any, tail: bytes, binary: bool) -> None:
         head = json.dumps(query).encode()
         headers = {"inference-header-content-length": str(len(head))} if binary else {}
-        assert _status(clients[name], "/v2/models/toy/infer", head + (tail if binary else b""), **headers) < 500
+        assert (
+            _status(clients[name], "/v2/models/toy/infer", head + (tail if binary else b""), **headers) < 500
+        )
 
     run()
 

@@ -178,7 +178,7 @@ def test_openapi_and_page(server: Running) -> None:
     body = document["paths"]["/invocations"]["post"]["requestBody"]["content"]["application/json"]
     assert document["openapi"] == "3.1.0"
     assert body["schema"]["anyOf"][0]["properties"]["dataframe_split"]["properties"]["columns"] == {
-        "const": COLUMNS
+        "enum": [COLUMNS]
     }
     assert body["example"]["dataframe_split"]["columns"] == COLUMNS
     assert page.headers["content-type"].startswith("text/html")
