@@ -47,8 +47,8 @@ class Feed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         tensor: the tensor of the MLflow signature that is fed; the empty string is the unnamed one.
         shape: shape of the tensor, -1 for free dimensions.
         missing: what a missing value becomes before it is fed; None stands for NaN.
-        nullable: the model takes missing values here; otherwise the native model refuses them, and so must
-            the server, because a graph would answer something.
+        accepts: what the native model takes here, and so what the server lets through, because a graph would
+            answer anything: `all`; `nan` for missing values but not Infinity; `finite` for neither.
     """
 
     name: str
@@ -58,7 +58,6 @@ class Feed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     shape: tuple[int, ...] = (-1,)
     missing: str | int | float | None = None
     accepts: Literal["all", "nan", "finite"] = "all"
-    nullable: bool = True
 
 
 class Output(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -21,7 +21,7 @@ Format = Literal["auto", "onnx", "pyfunc"]
 
 # Also a DNS label with room for a suffix such as "-r12", so that one name fits folder, container and Service.
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,51}[a-z0-9])?")
-_SIZE = r"([0-9]+[bkmg]?)?$"
+_SIZE = r"^([0-9]+[bkmg]?)?$"
 
 
 class ParitySpec(BaseModel):
@@ -69,7 +69,7 @@ class DockerSpec(BaseModel):
     """Processes and threads that each container may have."""
     tmp_size: str = Field(default="256m", pattern=_SIZE)
     """Size of /tmp, the only place where a container can write; it counts as memory."""
-    user: str = Field(default="", pattern=r"([0-9]+(:[0-9]+)?)?$")
+    user: str = Field(default="", pattern=r"^([0-9]+(:[0-9]+)?)?$")
     """User that the containers run as, as UID or UID:GID; unset = the image's own, which is not root."""
     env: dict[str, str] = {}
     """Environment variables of the containers, as docker.env.NAME=VALUE; `docker inspect` shows them."""
@@ -81,7 +81,7 @@ class DockerSpec(BaseModel):
     """Log files that the engine keeps of each container."""
     device: Literal["cpu", "gpu"] = "cpu"
     """What the model runs on; `gpu` needs an engine with the NVIDIA container toolkit."""
-    gpus: str = Field(default="all", pattern=r"(all|[1-9][0-9]*|[\w-]+(,[\w-]+)*)$")
+    gpus: str = Field(default="all", pattern=r"^(all|[1-9][0-9]*|[\w-]+(,[\w-]+)*)$")
     """GPUs of each container with device=gpu: all, how many, or their ids (GPU-...) separated by commas."""
     gpu_fallback: Literal["refuse", "cpu"] = "refuse"
     """What a container with device=gpu does without a GPU: refuse to start, or run on the CPU."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -57,12 +58,14 @@ class _Evidence:
     Attributes:
         references: answers of the method that is served.
         behind: for a classifier that answers with labels, the probabilities behind them.
-        refused: columns in which the native model refuses missing values.
+        missing: columns in which the native model refuses missing values.
+        infinite: columns in which it refuses Infinity.
     """
 
     references: Sequence[Reference]
     behind: Sequence[Reference]
-    refused: frozenset[Any]
+    missing: frozenset[Any]
+    infinite: frozenset[Any]
     notes: tuple[str, ...]
 
 
@@ -230,16 +233,24 @@ def _check(
     if not report.passed:
         shutil.rmtree(content)
         return _Rejection(report.finding, ParityFailed(entry.form, report.finding))
-    feeds = tuple(_forbid_missing(feed, evidence.refused) for feed in servable.feeds)
+    feeds = tuple(_with_limits(feed, evidence) for feed in servable.feeds)
     servable = structs.replace(servable, feeds=feeds)
     report = replace(report, notes=evidence.notes)
     return Conversion(content=content, servable=servable, parity=report, notes=evidence.notes)
 
 
-def _forbid_missing(feed: Feed, refused: frozenset[Any]) -> Feed:
-    """A graph answers where the native model refuses a missing value, so the server has to refuse it."""
-    columns = feed.columns if feed.tensor is None else tuple(sorted(refused))
-    return structs.replace(feed, nullable=not columns or not refused.issuperset(columns))
+def _with_limits(feed: Feed, evidence: _Evidence) -> Feed:
+    """A graph answers where the native model refuses a value, so the server has to refuse it."""
+    if _all_in(feed, evidence.missing):
+        return structs.replace(feed, accepts="finite")
+    return structs.replace(feed, accepts="nan" if _all_in(feed, evidence.infinite) else "all")
+
+
+def _all_in(feed: Feed, columns: frozenset[Any]) -> bool:
+    """Whether all columns of a feed are among these; a tensor's columns are all that there are."""
+    return (
+        bool(columns) if feed.tensor is not None else bool(feed.columns) and columns.issuperset(feed.columns)
+    )
 
 
 def _compare(
@@ -266,7 +277,7 @@ def _compare(
 
 
 def _evidence(native: NativeModel, validation: Validation | None) -> _Evidence:
-    from mlflow_deploy.conversion.edges import edge_datasets, invent, refuses_missing
+    from mlflow_deploy.conversion.edges import edge_datasets, invent, refuses
     from mlflow_deploy.conversion.native import example_rows
     from mlflow_deploy.conversion.parity import Dataset, refer
 
@@ -299,8 +310,8 @@ def _evidence(native: NativeModel, validation: Validation | None) -> _Evidence:
     probabilities = native.probabilities()
     behind = [refer(probabilities, item.dataset) for item in references] if probabilities else []
     answered = any(len(item.answers) for item in behind)
-    refused = refuses_missing(native, base)
-    return _Evidence(references, behind if answered else [], refused, tuple(notes))
+    missing, infinite = refuses(native, base, math.nan), refuses(native, base, math.inf)
+    return _Evidence(references, behind if answered else [], missing, infinite, tuple(notes))
 
 
 def _pyfunc(model_dir: Path, meta: Model, fallback: str = "") -> Conversion:

@@ -27,6 +27,9 @@ TEXTS = (
 HOLES = ("float", "double", "string")
 """Types of columns that can hold a missing value in a request."""
 
+FRACTIONS = ("float", "double")
+"""Types of columns that can hold Infinity in a request."""
+
 OUTLIERS = (0.0, -1.0, 1.0, 0.5, 1e-6, 1e3, -1e3, 1e6)
 EXTREMES = (1e-30, 16_777_217.0, 1e12, -1e12, 1e30, -1e30, 3e38, 1e300, -1e300)
 INTEGERS = (0, -1, 1, 1000, -1000, 2**24 + 1, -(2**24) - 1, 2**31 - 1, -(2**31))
@@ -69,20 +72,22 @@ def edge_datasets(native: NativeModel, base: pd.DataFrame) -> Iterator[Dataset]:
     yield Dataset("large batch", _mix(base, columns, rng))
 
 
-def refuses_missing(native: NativeModel, base: pd.DataFrame) -> frozenset[Any]:
-    """The columns in which the native model raises on a missing value.
+def refuses(native: NativeModel, base: pd.DataFrame, value: float) -> frozenset[Any]:
+    """The columns in which the native model raises on a missing value or on Infinity.
 
     Args:
         base: rows that the native model answers.
+        value: NaN or infinity; infinity is tried in columns of fractions only.
     """
+    types = HOLES if np.isnan(value) else FRACTIONS
     refused = set()
     for column in columns_of(native):
-        if column.name not in base.columns or column.type not in HOLES:
+        if column.name not in base.columns or column.type not in types:
             continue
         row = base.iloc[[0]].reset_index(drop=True)
         # In place, because a new column of NaN alone would be numbers, also where texts belong.
-        row.loc[0, column.name] = np.nan
-        if refer(native, Dataset("missing", row)).refused:
+        row.loc[0, column.name] = value
+        if refer(native, Dataset("refused", row)).refused:
             refused.add(column.name)
     return frozenset(refused)
 

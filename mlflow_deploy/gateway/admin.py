@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from mlflow_deploy.gateway.documents import ADMIN_SOCKET, VERSION_STATISTICS
+from mlflow_deploy.gateway.documents import ADMIN_SOCKET, CDS, VERSION_STATISTICS
 from mlflow_deploy.gateway.errors import GatewayUnavailable
 from mlflow_deploy.gateway.spec import GatewaySpec
 
@@ -28,10 +28,12 @@ class Taken:
     Attributes:
         version: of the document that it works by; empty before the first.
         refused: how many documents it could not read or did not take since it was started.
+        preparing: it has taken clusters that it does not use yet, because their health is not known.
     """
 
     version: str
     refused: int
+    preparing: bool
 
 
 class Admin:
@@ -72,18 +74,18 @@ class Admin:
         return {match["name"]: match["value"].strip('"') for match in _LINE.finditer(text)}
 
     def taken(self) -> dict[str, Taken]:
-        """What Envoy has made of each discovery file. Clusters count when none is still being prepared."""
+        """What Envoy has made of each discovery file."""
         names = "|".join(re.escape(prefix) for prefix in VERSION_STATISTICS.values())
         kinds = "version_text|update_rejected|update_failure"
         numbers = self.numbers(rf"^(({names})\.({kinds})|cluster_manager\.warming_clusters)$")
-        warming = int(numbers.get("cluster_manager.warming_clusters", "0"))
+        warming = int(numbers.get("cluster_manager.warming_clusters", "0")) > 0
         found = {}
         for file, prefix in VERSION_STATISTICS.items():
             refused = sum(
                 int(numbers.get(f"{prefix}.{kind}", "0")) for kind in ("update_rejected", "update_failure")
             )
-            version = "" if warming else numbers.get(f"{prefix}.version_text", "")
-            found[file] = Taken(version, refused)
+            version = numbers.get(f"{prefix}.version_text", "")
+            found[file] = Taken(version, refused, preparing=warming and file == CDS)
         return found
 
     def listener_error(self) -> str:

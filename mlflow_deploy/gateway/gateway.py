@@ -90,14 +90,14 @@ class Gateway:
         ]
 
     def ready(self) -> bool:
-        """Whether Envoy serves by the files of the folder."""
+        """Whether Envoy serves."""
         try:
-            return self._admin.live() and not self._behind(self._admin.taken())
+            return self._admin.live() and all(taken.version for taken in self._admin.taken().values())
         except GatewayUnavailable:
             return False
 
     def wait_ready(self, seconds: float = 10.0) -> None:
-        """Wait until the process that was started from `command` serves.
+        """Wait until the process that was started from `command` serves by the files of the folder.
 
         Raises:
             GatewayRejected: Envoy refuses a file, or the port is taken; with its words.
@@ -191,7 +191,11 @@ class Gateway:
 
     def _behind(self, taken: Mapping[str, Taken]) -> list[str]:
         """Files whose content Envoy does not work by."""
-        return [name for name in taken if taken[name].version != self._document(name)["version_info"]]
+        return [
+            name
+            for name, one in taken.items()
+            if one.preparing or one.version != self._document(name)["version_info"]
+        ]
 
     def _publish(self, name: str, document: Mapping[str, Any], wait: float) -> None:
         """Replace a discovery file and return when Envoy works by it."""
@@ -204,7 +208,7 @@ class Gateway:
         while True:
             try:
                 now = self._admin.taken()[name]
-                if now.version == document["version_info"]:
+                if now.version == document["version_info"] and not now.preparing:
                     return
                 if now.refused not in (0, refused):
                     raise GatewayRejected(_KINDS[name], self._words(name))

@@ -101,19 +101,21 @@ def _destination(
     """Routes for requests with these headers, by what may be done with them: gRPC, GET, repeatable, others."""
     reading = {"name": ":method", "string_match": {"safe_regex": {"regex": "GET|HEAD"}}}
     grpc_weights = {number: weight for number, weight in traffic.weights.items() if backends[number].grpc}
-    grpc = {"prefix": "/", "grpc": {}, "headers": headers}
-    if any(grpc_weights.values()):
-        action = _action(spec, grpc_weights, _NOT_SENT, grpc=True)
-        found = [_writing(spec, grpc, action, _mirror(backends, traffic, grpc=True))]
-    else:
-        found = [_refusal(grpc, "The deployment does not speak gRPC")]
-    once = _action(spec, traffic.weights, _NOT_SENT, grpc=False)
-    again = _action(spec, traffic.weights, _NOT_ANSWERED, grpc=False)
-    copies = _mirror(backends, traffic, grpc=False)
-    found.append({"match": {"prefix": "/", "headers": [*headers, reading]}, "route": again})
-    for prefix in spec.repeatable:
-        found.append(_writing(spec, {"prefix": prefix, "headers": headers}, again, copies))
-    found.append(_writing(spec, {"prefix": "/", "headers": headers}, once, copies))
+    tries = [*((prefix, _NOT_ANSWERED) for prefix in spec.repeatable), ("/", _NOT_SENT)]
+    found = []
+    for prefix, retry_on in tries if any(grpc_weights.values()) else ():
+        match = {"prefix": prefix, "grpc": {}, "headers": headers}
+        action = _action(spec, grpc_weights, retry_on, grpc=True)
+        found.append(_writing(spec, match, action, _mirror(backends, traffic, grpc=True)))
+    if not found:
+        match = {"prefix": "/", "grpc": {}, "headers": headers}
+        found.append(_refusal(match, "The deployment does not speak gRPC"))
+    read = _action(spec, traffic.weights, _NOT_ANSWERED, grpc=False)
+    found.append({"match": {"prefix": "/", "headers": [*headers, reading]}, "route": read})
+    for prefix, retry_on in tries:
+        match = {"prefix": prefix, "headers": headers}
+        action = _action(spec, traffic.weights, retry_on, grpc=False)
+        found.append(_writing(spec, match, action, _mirror(backends, traffic, grpc=False)))
     return found
 
 

@@ -10,7 +10,6 @@ import os
 import resource
 import signal
 import sys
-from pathlib import Path
 from typing import NoReturn
 
 from mlflow_deploy.errors import DeployError
@@ -41,8 +40,6 @@ def main(folder: str, *arguments: str) -> NoReturn:
     if os.getppid() != parent:
         # It died before the request reached the kernel.
         sys.exit(0)
-    # Left by a gateway that was killed; Envoy would refuse a path that is taken.
-    Path("admin.sock").unlink(missing_ok=True)
     os.execv(binary, [str(binary), *arguments])  # noqa: S606
 
 

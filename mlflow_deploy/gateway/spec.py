@@ -60,9 +60,10 @@ class GatewaySpec:
             more get 429; 0 = no limit.
         sticky: how requests stay with a revision.
         access_log: file for one JSON line a request, `-` for standard output, empty for none.
-        repeatable: path prefixes whose POSTs have no effect but their answer. They are tried on another
-            replica also when a replica breaks the connection before it answers; other POSTs never are once
-            they have reached a replica.
+        repeatable: path prefixes whose requests have no effect but their answer, such as `/invocations`,
+            `/v2/` and `/inference.GRPCInferenceService/`. They are tried on another replica also when a
+            replica breaks the connection before it answers; other POSTs and gRPC calls never are once they
+            have reached a replica.
         buffer_bytes: largest request body that can be tried again.
         max_connections: connections of clients at once; more are closed.
         max_requests: requests at once in each revision; more get 503.

@@ -22,7 +22,8 @@ _STATISTIC = re.compile(r"cluster\.(?P<cluster>[^.]+)\.(?P<series>.+)")
 # gRPC statuses that are the server's fault: UNKNOWN, DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE, DATA_LOSS
 _GRPC_SERVER_ERRORS = {2, 4, 13, 14, 15}
 _RESOLUTION_MS = 1.0
-_FLUSH_SECONDS = 0.02
+_FLUSH_SECONDS = 0.01
+_FLUSH_TRIES = 50
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Latency:
 
     def quantile(self, share: float) -> float | None:
         """The time in milliseconds within which this share of the answers came; None before the first."""
-        rank = share * sum(self.bins.values())
+        rank = share * self.count
         below = 0
         for (lower, width), count in sorted(self.bins.items()):
             if count and below + count >= rank:
@@ -47,12 +48,22 @@ class Latency:
             below += count
         return None
 
+    @property
+    def count(self) -> int:
+        """Number of answers."""
+        return sum(self.bins.values())
+
     def __add__(self, other: Latency) -> Latency:
-        keys = self.bins.keys() | other.bins.keys()
-        return Latency({key: self.bins.get(key, 0) + other.bins.get(key, 0) for key in keys})
+        return self._merge(other, 1)
 
     def __sub__(self, other: Latency) -> Latency:
-        return Latency({key: count - other.bins.get(key, 0) for key, count in self.bins.items()})
+        return self._merge(other, -1)
+
+    def _merge(self, other: Latency, sign: int) -> Latency:
+        counts = dict(self.bins)
+        for bounds, count in other.bins.items():
+            counts[bounds] = counts.get(bounds, 0) + sign * count
+        return Latency({bounds: count for bounds, count in sorted(counts.items()) if count})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,9 +142,27 @@ class RevisionStats:
 
 def read_stats(admin: Admin) -> dict[int, RevisionStats]:
     """Statistics of each revision that the gateway has now, by number."""
-    # A first reading has the workers bring their histograms up to date; that takes a moment.
-    admin.numbers("^$")
-    time.sleep(_FLUSH_SECONDS)
+    first = _read(admin)
+    # A reading has the workers bring their histograms up to date, but does not wait for them.
+    for _ in range(_FLUSH_TRIES):
+        time.sleep(_FLUSH_SECONDS)
+        found = _read(admin)
+        if all(_has_latencies(stats, found.get(number)) for number, stats in first.items()):
+            break
+    return found
+
+
+def _has_latencies(earlier: RevisionStats, later: RevisionStats | None) -> bool:
+    """Whether the answers that were counted before are in the histograms by now."""
+    if later is None:
+        return True
+    return (
+        later.served.latency.count >= earlier.served.succeeded
+        and later.mirrored.latency.count >= earlier.mirrored.succeeded
+    )
+
+
+def _read(admin: Admin) -> dict[int, RevisionStats]:
     text = admin.get("/stats", filter=_PATTERN, format="json", histogram_buckets="detailed")
     clusters: dict[str, dict[str, Any]] = {}
     for name, value in _flat(msgspec.json.decode(text)["stats"]):

@@ -22,7 +22,7 @@ TESTED = ("numpy", "pandas", "pyarrow", "scipy", "sklearn")
 """Packages whose test files are left out; what their tests folders hold besides is imported by others."""
 UNUSED = (
     "onnxruntime/transformers", "onnxruntime/tools", "onnxruntime/quantization", "onnxruntime/datasets",
-    "onnxruntime/backend", "numpy/f2py", "pyarrow/include", "pyarrow/src",
+    "onnxruntime/backend", "pyarrow/include", "pyarrow/src",
 )  # fmt: skip
 """Developer tools that no server imports."""
 

@@ -124,7 +124,7 @@ def fetch(lock: Lock, into: Path, spec: ImageSpec, progress: Progress) -> str:
         lines.append(f"{name}=={versions.pop(name)} --hash=sha256:{sha256_file(wheel)}\n")
     if versions:
         raise RequirementsUnresolved(f"pip fetched no wheel of {', '.join(sorted(versions))}")
-    return "".join(lines)
+    return "".join(sorted(lines))
 
 
 def _make_lock(header: str, packages: Iterable[tuple[str, str, str]]) -> Lock:

@@ -60,11 +60,11 @@ class ImageSpec(BaseModel):
 
     base_image: str = "python:{python}-slim"
     """Image to build on; needs Python with its venv module. `{python}` is replaced by the Python version."""
-    python: str = Field(default="", pattern=r"(3\.\d+)?$")
+    python: str = Field(default="", pattern=r"^(3\.\d+)?$")
     """Python of the image, such as 3.11; unset = the one that runs this command, which the model must fit."""
     device: Literal["cpu", "gpu"] = "cpu"
     """`gpu` takes the CUDA builds of ONNX Runtime, torch and tensorflow, and refuses to start without a GPU."""
-    platform: str = Field(default="", pattern=r"(linux/(amd64|arm64))?$")
+    platform: str = Field(default="", pattern=r"^(linux/(amd64|arm64))?$")
     """Platform to build for: linux/amd64 or linux/arm64; unset = this machine's."""
     repository: str = ""
     """Repository of the image, with its registry; unset = mlflow-deploy/MODEL."""

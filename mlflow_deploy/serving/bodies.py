@@ -9,8 +9,9 @@ import msgspec
 
 from mlflow_deploy.serving import tables
 from mlflow_deploy.serving.errors import BadRequest, InvalidValue
-from mlflow_deploy.serving.feeds import Feeds, FrameFeeds, TensorFeeds
+from mlflow_deploy.serving.feeds import FrameFeeds
 from mlflow_deploy.serving.signature import Param
+from mlflow_deploy.serving.tensor_feeds import Feeds, TensorFeeds
 
 FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 _SPLIT_KEYS = {"columns", "data", "index"}
@@ -44,7 +45,7 @@ def _typed_decoder(feeds: FrameFeeds | TensorFeeds) -> tuple[str, Any]:
         number: Any = float if feeds.finite else float | None
         content = msgspec.defstruct(
             "Split",
-            [("data", list[list[number]]), ("columns", list[str]), ("index", Any, None)],
+            [("data", list[list[number]]), ("columns", msgspec.Raw), ("index", Any, None)],
             forbid_unknown_fields=True,
         )
     elif isinstance(feeds, TensorFeeds) and feeds.single and feeds.single.dtype in ("float32", "float64"):
@@ -65,6 +66,7 @@ class GraphBodies:
         self.feeds = feeds
         self.params = {param.name: param for param in params}
         self._form, self._decode = _typed_decoder(feeds)
+        self._usual_columns = msgspec.Raw()
         self._mark = f'"{self._form}"'.encode()
 
     def from_json(self, body: bytes) -> tuple[Feeds, int]:
@@ -82,8 +84,21 @@ class GraphBodies:
             if isinstance(self.feeds, TensorFeeds):
                 return self.feeds.from_numbers(typed.inputs)
             split = typed.dataframe_split
-            return self.feeds.from_rows(split.columns, split.data, trusted=self.feeds.finite)
+            columns = self._columns(self.feeds, split.columns)
+            return self.feeds.from_rows(columns, split.data, trusted=self.feeds.finite)
         return self.from_document(decode_document(body))
+
+    def _columns(self, feeds: FrameFeeds, raw: msgspec.Raw) -> list[Any] | None:
+        """The column names in a body; callers repeat their text, so that it is seldom read anew."""
+        if raw == self._usual_columns:
+            return feeds.names
+        columns: Any = decode_document(bytes(raw))
+        if not isinstance(columns, list | None):
+            raise BadRequest("`columns` of dataframe_split must be a list")
+        if columns == feeds.names:
+            self._usual_columns = raw.copy()
+        names: list[Any] | None = columns
+        return names
 
     def from_document(self, document: Any) -> tuple[Feeds, int]:
         """Feeds from a parsed JSON body; same errors as `from_json`."""

@@ -13,9 +13,10 @@ _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <meta name="viewport" content="width=device-width">
 <style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1b1f24 }}
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }}
 h1 {{ margin-bottom: 0 }} .sub {{ color: #57606a; margin-top: 0 }}
-table {{ border-collapse: collapse; margin: 1rem 0 }} td, th {{ text-align: left; padding: .2rem 1.2rem .2rem 0 }}
+table {{ border-collapse: collapse; margin: 1rem 0 }}
+td, th {{ text-align: left; padding: .2rem 1.2rem .2rem 0 }}
 tr + tr {{ border-top: 1px solid #d8dee4 }}
 textarea {{ width: 100%; height: 12rem; font: 13px/1.4 ui-monospace, monospace; box-sizing: border-box }}
 pre {{ background: #f6f8fa; padding: .8rem; overflow: auto; white-space: pre-wrap }}
@@ -30,8 +31,10 @@ button {{ font: inherit; padding: .3rem 1.2rem }} code {{ font: 13px ui-monospac
 <button>Predict</button> <span id="took"></span></p></form>
 <pre id="answer" aria-live="polite"></pre>
 <h2>Addresses</h2>
-<p><code>POST /invocations</code> MLflow's scoring protocol, <code>POST /v2/models/{name}/infer</code> Open Inference
-Protocol, <a href="/openapi.json"><code>/openapi.json</code></a>, <a href="/metrics"><code>/metrics</code></a>,
+<p><code>POST /invocations</code> MLflow's scoring protocol,
+<code>POST /v2/models/{name}/infer</code> Open Inference Protocol,
+<a href="/openapi.json"><code>/openapi.json</code></a>,
+<a href="/metrics"><code>/metrics</code></a>,
 <a href="/version"><code>/version</code></a>, <a href="/ping"><code>/ping</code></a></p>
 <script>
 document.getElementById("try").addEventListener("submit", async (event) => {{
@@ -40,10 +43,12 @@ document.getElementById("try").addEventListener("submit", async (event) => {{
   const token = document.getElementById("token").value;
   if (token) headers.authorization = "Bearer " + token;
   const begun = performance.now();
-  const answer = await fetch("/invocations", {{method: "POST", headers, body: document.getElementById("body").value}});
+  const body = document.getElementById("body").value;
+  const answer = await fetch("/invocations", {{method: "POST", headers, body}});
   const text = await answer.text();
   document.getElementById("took").textContent =
-    answer.status + " in " + (performance.now() - begun).toFixed(1) + " ms, request " + answer.headers.get("x-request-id");
+    answer.status + " in " + (performance.now() - begun).toFixed(1) + " ms, request " +
+    answer.headers.get("x-request-id");
   document.getElementById("answer").textContent = text;
 }});
 </script></body></html>
@@ -81,6 +86,7 @@ def _inputs(signature: Signature | None) -> str:
     rows = [(column.name or "(unnamed)", column.type, column.required) for column in signature.columns]
     rows += [(t.name or "(unnamed)", f"{t.dtype} {list(t.shape)}", True) for t in signature.tensors]
     return "".join(
-        f"<tr><td>{html.escape(str(name))}</td><td>{html.escape(kind)}</td><td>{'yes' if required else 'no'}</td></tr>"
+        f"<tr><td>{html.escape(str(name))}</td><td>{html.escape(kind)}</td>"
+        f"<td>{'yes' if required else 'no'}</td></tr>"
         for name, kind, required in rows
     )

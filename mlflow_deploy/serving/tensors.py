@@ -166,7 +166,7 @@ class ModelInputs:
         """The tensors by name, in the model's types.
 
         Raises:
-            InvalidValue: an input is unknown, given twice, or of a type that cannot be cast without loss of kind.
+            InvalidValue: an input is unknown, given twice, or of a type of another kind.
         """
         result: dict[str, Array] = {}
         for name, array in tensors:

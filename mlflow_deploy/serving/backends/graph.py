@@ -12,8 +12,9 @@ from mlflow_deploy.serving.answers import Answers
 from mlflow_deploy.serving.backends.base import Call, TensorInfo
 from mlflow_deploy.serving.bodies import GraphBodies
 from mlflow_deploy.serving.errors import BadRequest, InvalidValue
-from mlflow_deploy.serving.feeds import Feeds, FrameFeeds, TensorFeeds, make_feeds
+from mlflow_deploy.serving.feeds import FrameFeeds, make_feeds
 from mlflow_deploy.serving.signature import NUMPY_TYPES, parse_signature
+from mlflow_deploy.serving.tensor_feeds import Feeds, TensorFeeds
 from mlflow_deploy.serving.values import Array
 from mlflow_deploy.settings import ServingSettings
 

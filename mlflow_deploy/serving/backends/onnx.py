@@ -7,7 +7,7 @@ from typing import Any
 
 from mlflow_deploy.bundle import Bundle
 from mlflow_deploy.serving.backends.graph import GraphModel
-from mlflow_deploy.serving.feeds import Feeds
+from mlflow_deploy.serving.tensor_feeds import Feeds
 from mlflow_deploy.serving.tuning import cpu_quota
 from mlflow_deploy.serving.values import Array
 from mlflow_deploy.settings import ServingSettings

@@ -153,7 +153,7 @@ class PyfuncModel:
         bare, predictions = result
         out = io.StringIO()
         write = scoring_server.unwrapped_predictions_to_json if bare else scoring_server.predictions_to_json
-        write(predictions, out)
+        write(predictions, out)  # type: ignore[no-untyped-call]
         return out.getvalue().encode()
 
     def to_tensors(self, result: Any) -> list[tuple[str, Array]]:

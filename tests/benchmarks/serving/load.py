@@ -1,7 +1,7 @@
 """A load generator: keep-alive connections that each send the next request when the answer is there.
 
-Run as `python -m tests.benchmarks.serving.load PORT CONNECTIONS SECONDS FILE`, where FILE holds the bytes of one
-HTTP request; prints requests per second and percentiles as JSON.
+Run as `python -m tests.benchmarks.serving.load PORT CONNECTIONS SECONDS FILE`, where FILE holds the bytes of
+one HTTP request; prints requests per second and percentiles as JSON.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
 """How fast and how small the server is, as ratios to MLflow's own server inside one interleaved run.
 
-`pytest tests/benchmarks/serving -m benchmark -s` prints the table and fails below the bars. The servers run on one
-core and the load generator on another. Throughput is counted per second of processor time that the server used:
-on a core of its own that is the same as requests per second, and what else runs on the machine does not move it.
-Of each server the best round counts, because noise only makes slower.
+`pytest tests/benchmarks/serving -m benchmark -s` prints the table and fails below the bars. The servers run on
+one core and the load generator on another. Throughput is counted per second of processor time that the server
+used: on a core of its own that is the same as requests per second, and what else runs on the machine does not
+move it. Of each server the best round counts, because noise only makes slower.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -282,7 +283,7 @@ def _perceptron(folder: Path) -> Bundle:
     rng = np.random.default_rng(0)
     nodes, weights = [], []
     sizes, last = (784, 512, 512, 10), "x"
-    for at, (wide, high) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for at, (wide, high) in enumerate(itertools.pairwise(sizes)):
         for kind, shape in (("w", (wide, high)), ("b", (high,))):
             values = (rng.normal(size=shape) / np.sqrt(wide)).astype("float32")
             weights.append(onnx.numpy_helper.from_array(values, f"{kind}{at}"))

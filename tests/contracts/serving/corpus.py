@@ -147,8 +147,10 @@ def _frame_values(table: pd.DataFrame) -> list[Case]:
 
 
 _ODD: dict[str, str] = {
-    "null": "null", "a float": "1.5", "an integer": "3", "a number in text": '"2.5"', "an integer in text": '"4"',
-    "a word": '"word"', "empty text": '""', "true": "true", "false": "false", "NaN": "NaN", "Infinity": "Infinity",
+    "null": "null", "a float": "1.5", "an integer": "3", "a number in text": '"2.5"',
+    "an integer in text": '"4"',
+    "a word": '"word"', "empty text": '""', "true": "true", "false": "false",
+    "NaN": "NaN", "Infinity": "Infinity",
     "a list": "[1]", "an object": '{"a": 1}', "a huge float": "1e400", "2**40": str(2**40), "2**70": str(2**70),
     "a negative": "-2.5", "minus zero": "-0.0", "NaN in text": '"nan"',
 }  # fmt: skip

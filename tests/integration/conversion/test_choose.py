@@ -55,7 +55,9 @@ def test_mixed_columns_are_fed_one_by_one(save: SaveModel, work: Path) -> None:
     feeds = {feed.name: feed for feed in conversion.servable.feeds}
     assert list(feeds) == list(inputs.columns)
     assert all(feeds[name].dtype == "str" and feeds[name].missing for name in TEXTS)
-    assert all(feed.nullable for feed in feeds.values())
+    # The trees take missing numbers and, as scikit-learn does, no infinite ones.
+    assert {feed.accepts for name, feed in feeds.items() if name not in TEXTS} <= {"nan", "all"}
+    assert {feeds[name].accepts for name in TEXTS} == {"all"}
     assert conversion.servable.outputs[0].dtype == "bool"
 
 
@@ -65,7 +67,7 @@ def test_columns_in_which_the_native_model_refuses_missing_values_are_marked(
     inputs, answers = cancer()
     conversion = make_servable(save(scaled(LogisticRegression()).fit(inputs, answers), inputs), work)
 
-    assert [feed.nullable for feed in conversion.servable.feeds] == [False]
+    assert [feed.accepts for feed in conversion.servable.feeds] == ["finite"]
     assert conversion.parity is not None
     holes = next(item for item in conversion.parity.datasets if item.name == "missing values")
     assert (holes.rows, holes.refused > 0) == (0, True)
@@ -82,10 +84,10 @@ def test_an_unknown_category_is_an_error_where_it_is_one_natively(save: SaveMode
     assert len(runner.run(inputs[:5])) == 5
     with pytest.raises(Exception, match="out of data bounds"):
         runner.run(inputs[:5].assign(origin="nowhere"))
-    assert {feed.name: feed.nullable for feed in conversion.servable.feeds} == {
-        "carrier": True,
-        "origin": False,
-        "dest": False,
+    assert {feed.name: feed.accepts for feed in conversion.servable.feeds} == {
+        "carrier": "all",
+        "origin": "finite",
+        "dest": "finite",
     }
 
 

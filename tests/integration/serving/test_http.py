@@ -60,7 +60,8 @@ def test_unknown_addresses_and_methods(server: Running) -> None:
 
 @pytest.mark.parametrize(
     "content_type",
-    ["application/octet-stream", "application/x-pickle", "application/vnd.bentoml+pickle", "text/html", "", "x" * 999,
+    ["application/octet-stream", "application/x-pickle", "application/vnd.bentoml+pickle", "text/html", "",
+     "x" * 999,
      "multipart/form-data", "application/x-python-serialize", "application/json; charset=utf-16"],
 )  # fmt: skip
 def test_a_pickle_is_read_under_no_content_type(server: Running, content_type: str) -> None:

@@ -118,11 +118,12 @@ def test_an_onnx_server_imports_nothing_heavy(doubles: Bundle, tmp_path: Path) -
         "load = server._load\n"
         "def after(worker):\n"
         "    load(worker)\n"
-        "    heavy = {'mlflow', 'pandas', 'pydantic', 'requests', 'torch', 'grpc', 'prometheus_client', 'pyarrow'}\n"
+        "    heavy = set('mlflow pandas pydantic requests torch grpc prometheus_client pyarrow'.split())\n"
         "    print('HEAVY', sorted(heavy & set(sys.modules)), flush=True)\n"
         "server._load = after\n"
         "from mlflow_deploy.serving.__main__ import main\n"
-        f"sys.exit(main(['--bundle', {os.fspath(doubles.path)!r}, '--port', '{free_port()}', '--listen-when-ready']))\n"
+        f"bundle, port = {os.fspath(doubles.path)!r}, '{free_port()}'\n"
+        "sys.exit(main(['--bundle', bundle, '--port', port, '--listen-when-ready']))\n"
     )
     process = subprocess.Popen(
         [sys.executable, script],
@@ -329,7 +330,8 @@ def test_the_server_dies_with_its_own_parent(doubles: Bundle, tmp_path: Path) ->
     port = free_port()
     code = (
         "import subprocess, sys, time\n"
-        f"p = subprocess.Popen([sys.executable, '-m', 'mlflow_deploy.serving', '--bundle', {os.fspath(doubles.path)!r},"
+        f"bundle = {os.fspath(doubles.path)!r}\n"
+        "p = subprocess.Popen([sys.executable, '-m', 'mlflow_deploy.serving', '--bundle', bundle,"
         f" '--port', '{port}', '--die-with-parent'])\n"
         "print(p.pid, flush=True)\n"
         "time.sleep(60)\n"

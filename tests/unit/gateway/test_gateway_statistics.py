@@ -30,9 +30,11 @@ def test_quantile_is_within_a_millisecond(values: list[int], share: float) -> No
 
 def test_what_came_since() -> None:
     earlier = CallStats(requests=5, succeeded=4, server_errors=1, latency=Latency({(1.0, 0.1): 5}))
-    later = CallStats(requests=9, succeeded=7, server_errors=2, active=3, latency=Latency({(1.0, 0.1): 8}))
+    later = CallStats(
+        requests=9, succeeded=7, server_errors=2, active=3, latency=Latency({(1.0, 0.1): 8, (2.0, 0.1): 1})
+    )
     step = later.since(earlier)
     assert (step.requests, step.succeeded, step.server_errors, step.active) == (4, 3, 1, 3)
-    assert step.latency.bins == {(1.0, 0.1): 3}
+    assert step.latency.bins == {(1.0, 0.1): 3, (2.0, 0.1): 1}
     assert earlier.since(later) is earlier
     assert (earlier + step).requests == later.requests

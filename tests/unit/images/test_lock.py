@@ -87,7 +87,7 @@ def test_what_does_not_resolve_is_named(offline: dict[str, object]) -> None:
     assert "\n" not in caught.value.text
     with pytest.raises(RequirementsUnresolved, match=r"(?i)top.package 1\.0 depends on below>=1"):
         locks.lock_requirements(
-            Wanted(("Top_Package", "below"), constraints=("below<1",)),
+            Wanted(("Top_Package",), constraints=("below<1",)),
             make_spec(**offline),
             lambda line: None,
         )

@@ -104,7 +104,7 @@ def test_a_model_cannot_name_places(make_pyfunc: Make, line: str) -> None:
 
 def test_a_line_that_is_no_requirement(make_pyfunc: Make) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
-        wanted(make_pyfunc({"requirements.txt": "numpy===>1\n"}), make_spec())
+        wanted(make_pyfunc({"requirements.txt": "numpy >> 1\n"}), make_spec())
 
 
 def test_mlflows_constraints_are_kept(make_pyfunc: Make) -> None:

@@ -16,8 +16,9 @@ from mlflow_deploy.serving import tables
 from mlflow_deploy.serving.answers import Answers
 from mlflow_deploy.serving.bodies import GraphBodies, decode_document
 from mlflow_deploy.serving.errors import BadRequest, InvalidValue, TooLarge
-from mlflow_deploy.serving.feeds import FrameFeeds, TensorFeeds, make_feeds
+from mlflow_deploy.serving.feeds import FrameFeeds, make_feeds
 from mlflow_deploy.serving.signature import Column, Param, Signature, parse_signature
+from mlflow_deploy.serving.tensor_feeds import TensorFeeds
 
 A, B = Column("a", "double"), Column("b", "double", required=False)
 ONE = Feed(name="X", dtype="float32", columns=("a", "b"), shape=(-1, 2))
@@ -140,8 +141,8 @@ def test_feeds_that_contradict_the_signature() -> None:
         )
     with pytest.raises(ConfigError):
         make_feeds([], None, 10)
+    dates = Signature(columns=(Column("d", "datetime"),))
     with pytest.raises(ConfigError):
-        dates = Signature(columns=(Column("d", "datetime"),))
         make_feeds([Feed(name="X", dtype="float32", columns=("d",))], dates, 10)
 
 

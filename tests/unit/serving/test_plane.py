@@ -80,7 +80,7 @@ def _together(*jobs: Any) -> list[Any]:
     def run(at: int) -> None:
         try:
             results[at] = jobs[at]()
-        except Exception as error:
+        except (ValueError, DeadlineExceeded) as error:
             results[at] = error
 
     threads = [threading.Thread(target=run, args=(at,)) for at in range(len(jobs))]
@@ -238,7 +238,8 @@ def test_tensor_codec_round_trip() -> None:
 @pytest.mark.parametrize(
     ("name", "shape", "raw"),
     [("FP32", [2], b"1234567"), ("FP32", [-1], b""), ("BYTES", [1], b"\x05\0\0\0a"), ("BYTES", [1], b"\1\0"),
-     ("BYTES", [2], b"\1\0\0\0a"), ("BYTES", [1], b"\1\0\0\0\xff"), ("FP32", [2**62, 4], b""), ("XX", [1], b"")],
+     ("BYTES", [2], b"\1\0\0\0a"), ("BYTES", [1], b"\1\0\0\0\xff"), ("FP32", [2**62, 4], b""),
+     ("XX", [1], b"")],
 )  # fmt: skip
 def test_binary_that_lies(name: str, shape: list[int], raw: bytes) -> None:
     with pytest.raises(InvalidValue):

@@ -58,7 +58,8 @@ _MESSAGES: dict[str, list[str]] = {
 }  # fmt: skip
 
 METHODS = (
-    "ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer", "RepositoryIndex",
+    "ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer",
+    "RepositoryIndex",
 )  # fmt: skip
 """Each method NAME takes a NAMERequest and returns a NAMEResponse."""
 

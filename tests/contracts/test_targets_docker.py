@@ -1,0 +1,269 @@
+"""The target contract over a real Docker engine, and what only target docker promises."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import requests
+
+from mlflow_deploy.bundle import Bundle
+from mlflow_deploy.errors import ConfigError, DeployError, DeploymentBusy, PortInUse, StartFailed
+from mlflow_deploy.images.engine import connect, find_image
+from mlflow_deploy.images.errors import BaseImageNotFound, EngineNotRunning, EnginePermission
+from mlflow_deploy.targets import docker_names as keys
+from mlflow_deploy.targets.base import DeploymentRecord, Target
+from mlflow_deploy.targets.docker import DockerTarget
+from mlflow_deploy.testing.targets import TargetContract, record_of
+from tests import bundles as made
+
+BASE = os.environ.get("MLFLOW_DEPLOY_TEST_BASE_IMAGE", "mlflow-deploy-base:test")
+SPACE = f"test-{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Any]:
+    """A client of the engine; tests are skipped, with the reason, when none answers."""
+    try:
+        connection = connect()
+        client = connection.__enter__()
+    except DeployError as error:
+        pytest.skip(error.text)
+    if find_image(client, BASE) is None:
+        pytest.skip(f"The engine has no base image {BASE}")
+    yield client
+    connection.__exit__(None, None, None)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def docker_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One state folder for all tests here, so that requirements are resolved once."""
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_DEPLOY_HOME", str(folder))
+        patch.setenv("MLFLOW_DEPLOY_IMAGE_BASE_IMAGE", BASE)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> Sequence[Bundle]:
+    folder = tmp_path_factory.mktemp("bundles")
+    return [made.adder_bundle(folder / "store", folder, constant) for constant in (1.0, 2.0)]
+
+
+@pytest.fixture(scope="module")
+def broken_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = tmp_path_factory.mktemp("broken")
+    return made.broken_bundle(folder / "store", folder)
+
+
+@pytest.fixture
+def target(engine: Any) -> Iterator[DockerTarget]:
+    """The target in a namespace of its own, which is left empty."""
+    target = DockerTarget(namespace=SPACE)
+    yield target
+    for name in target.names():
+        target.remove(name)
+    assert things(engine) == []
+
+
+def things(engine: Any) -> list[str]:
+    """Names of all that the namespace has on the engine."""
+    wanted = {"label": [f"{keys.NAMESPACE}={SPACE}"]}
+    containers = engine.api.containers(all=True, filters=wanted)
+    networks, volumes = engine.api.networks(filters=wanted), engine.api.volumes(wanted)["Volumes"] or []
+    return [each["Names"][0] for each in containers] + [each["Name"] for each in [*networks, *volumes]]
+
+
+def answer(target: Target, record: DeploymentRecord) -> Any:
+    """What the deployment answers to 1."""
+    body = {"dataframe_split": {"columns": ["x"], "data": [[1.0]]}}
+    response = requests.post(f"{target.url(record)}/invocations", json=body, timeout=10)
+    assert response.status_code == 200, response.text
+    return response.json()["predictions"][0]
+
+
+def started(
+    target: Target, bundles: Sequence[Bundle], *, gateway: str = "none", **docker: Any
+) -> DeploymentRecord:
+    """Deployment d1 whose revision 1 has all traffic."""
+    record = msgspec.structs.replace(record_of(target, "d1", bundles), gateway=gateway)
+    revisions = tuple(
+        msgspec.structs.replace(each, spec={**each.spec, "docker": docker}) for each in record.revisions
+    )
+    record = msgspec.structs.replace(record, revisions=revisions)
+    target.write_record(record)
+    target.start(record, record.revision(1), bundles[0])
+    target.apply(record, {1: bundles[0]})
+    return record
+
+
+class TestDockerTarget(TargetContract):
+    """What every target must do."""
+
+
+def test_containers_are_locked_down(target: DockerTarget, engine: Any, bundles: Sequence[Bundle]) -> None:
+    record = started(target, bundles, cpus=0.5, memory="512m", pids=100, env={"COLOUR": "red"}, user="4711:0")
+    container = engine.containers.list(filters={"label": f"{keys.NAMESPACE}={SPACE}"})[0]
+    host = container.attrs["HostConfig"]
+    assert host["CapDrop"] == ["ALL"]
+    assert host["SecurityOpt"] == ["no-new-privileges:true"]
+    assert host["ReadonlyRootfs"] is True
+    assert host["RestartPolicy"]["Name"] == "unless-stopped"
+    assert host["LogConfig"] == {"Type": "json-file", "Config": {"max-file": "3", "max-size": "10m"}}
+    assert (host["NanoCpus"], host["Memory"], host["PidsLimit"]) == (500_000_000, 512 * 1024**2, 100)
+    assert host["PortBindings"]["8080/tcp"] == [{"HostIp": "127.0.0.1", "HostPort": str(record.port)}]
+    assert container.exec_run(["id", "-u"]).output.strip() == b"4711"
+    assert container.exec_run(["sh", "-c", "echo $COLOUR"]).output.strip() == b"red"
+    assert container.exec_run(["touch", "/opt/file"]).exit_code != 0
+    assert answer(target, record) == 2.0
+
+
+def test_state_is_read_without_a_local_folder(
+    target: DockerTarget, bundles: Sequence[Bundle], tmp_path: Path
+) -> None:
+    record = started(target, bundles)
+    other = DockerTarget(tmp_path / "elsewhere", namespace=SPACE)
+    assert other.require("d1") == record
+    assert other.status(record, 1).state == "ready"
+    assert DockerTarget(namespace="nobody").names() == []
+
+
+def test_removed_record_is_read_from_the_containers(
+    target: DockerTarget, engine: Any, bundles: Sequence[Bundle]
+) -> None:
+    record = started(target, bundles)
+    for volume in engine.api.volumes({"label": f"{keys.NAMESPACE}={SPACE}"})["Volumes"]:
+        engine.api.remove_volume(volume["Name"])
+    assert target.require("d1") == record
+
+
+def test_lock_holds_against_other_machines_and_outlives_no_kill(
+    target: DockerTarget, tmp_path: Path
+) -> None:
+    code = (
+        "import os, sys; from mlflow_deploy.targets.docker import DockerTarget\n"
+        f"with DockerTarget(namespace={SPACE!r}).lock('d1'): os._exit(0)"
+    )
+    other = DockerTarget(tmp_path / "elsewhere", namespace=SPACE)
+    with target.lock("d1"), pytest.raises(DeploymentBusy, match="docker volume rm"), other.lock("d1"):
+        pytest.fail("the lock was taken twice")
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    with pytest.raises(DeploymentBusy), other.lock("d1"):
+        pytest.fail("a lock of another machine was taken")
+    with target.lock("d1"):
+        pass
+
+
+def test_half_made_and_half_removed_deployments_are_found(
+    target: DockerTarget, engine: Any, bundles: Sequence[Bundle]
+) -> None:
+    target.reserve_address("d2", "127.0.0.1", None)
+    assert target.names() == ["d2"]
+    record = started(target, bundles)
+    target.write_record(msgspec.structs.replace(record, phase="deleting"))
+    engine.api.remove_container(f"mlflow-deploy-{SPACE}.d1.r1-1", force=True)
+    assert target.names() == ["d1", "d2"]
+    assert target.records() == []
+
+
+def test_stopped_container_is_started_and_missing_one_made(
+    target: DockerTarget, engine: Any, bundles: Sequence[Bundle]
+) -> None:
+    record = started(target, bundles)
+    container = f"mlflow-deploy-{SPACE}.d1.r1-1"
+    engine.api.kill(container)
+    assert target.status(record, 1).state == "unavailable"
+    target.apply(record, {1: bundles[0]})
+    assert target.status(record, 1).state == "ready"
+    engine.api.remove_container(container, force=True)
+    target.apply(record, {1: bundles[0]})
+    assert answer(target, record) == 2.0
+
+
+def test_port_taken_at_the_start_is_one_clear_error(
+    target: DockerTarget, engine: Any, bundles: Sequence[Bundle]
+) -> None:
+    record = record_of(target, "d1", bundles)
+    thief = engine.api.create_container(
+        BASE,
+        ["sleep", "60"],
+        ports=[80],
+        host_config=engine.api.create_host_config(port_bindings={80: ("127.0.0.1", record.port)}),
+    )["Id"]
+    try:
+        engine.api.start(thief)
+        target.write_record(record)
+        with pytest.raises(PortInUse, match=str(record.port)):
+            target.start(record, record.revision(1), bundles[0])
+        with pytest.raises(PortInUse):
+            target.reserve_address("d2", "127.0.0.1", record.port)
+    finally:
+        engine.api.remove_container(thief, force=True)
+    assert target.status(record, 1).state == "stopped"
+
+
+def test_gpu_revision_is_refused_or_falls_back(target: DockerTarget, bundles: Sequence[Bundle]) -> None:
+    with connect() as engine:
+        if "nvidia" in engine.info()["Runtimes"]:
+            pytest.skip("this engine has a GPU")
+    record = record_of(target, "d1", bundles)
+    for fallback, error in (("refuse", "gpu_fallback=cpu"), ("cpu", "")):
+        docker = {"device": "gpu", "gpu_fallback": fallback, "image": {"lock": str(_cpu_lock())}}
+        revision = msgspec.structs.replace(record.revision(1), spec={"ready_seconds": 60, "docker": docker})
+        changed = msgspec.structs.replace(record, revisions=(revision, record.revision(2)))
+        target.write_record(changed)
+        if error:
+            with pytest.raises(StartFailed, match=error):
+                target.start(changed, revision, bundles[0])
+        else:
+            assert target.start(changed, revision, bundles[0]).state == "ready"
+
+
+def _cpu_lock() -> Path:
+    """The lock of the CPU image, which has no CUDA libraries and is small."""
+    locks = (Path(os.environ["MLFLOW_DEPLOY_HOME"]) / "images" / "locks").glob("*.txt")
+    return next(path for path in locks if "onnxruntime" in path.read_text())
+
+
+def test_bad_settings_and_missing_images_are_one_clear_error(
+    target: DockerTarget, bundles: Sequence[Bundle]
+) -> None:
+    with pytest.raises(ConfigError, match="gateway=envoy"):
+        started(target, bundles, replicas=2)
+    with pytest.raises(BaseImageNotFound, match="no-such-base"):
+        started(target, bundles, base_image="127.0.0.1:9/no-such-base:1")
+
+
+def test_engine_that_does_not_run_or_is_not_ours(
+    target: DockerTarget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
+    with pytest.raises(EngineNotRunning, match=r"none\.sock"):
+        target.names()
+    monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:9")
+    with pytest.raises(EngineNotRunning, match="127.0.0.1:9"):
+        target.names()
+    monkeypatch.undo()
+
+
+def test_socket_without_permission(engine: Any) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can become a user without rights")
+    code = (
+        "import os; os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+        "from mlflow_deploy.targets.docker import DockerTarget\n"
+        "from mlflow_deploy.images.errors import EnginePermission\n"
+        "try: DockerTarget().names()\n"
+        "except EnginePermission as error: print(error.text)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert "group `docker`" in done.stdout, done.stderr
+    assert EnginePermission.code == "ENGINE_PERMISSION"
