@@ -30,6 +30,7 @@ from mlflow_deploy.bundle import Bundle
 from mlflow_deploy.config import DockerSpec, state_home
 from mlflow_deploy.errors import ConfigError, MissingExtra, TargetError, Unsupported
 from mlflow_deploy.files import write_atomic
+from mlflow_deploy.gateway.stats import CallStats
 from mlflow_deploy.images.builder import build_image
 from mlflow_deploy.images.engine import Engine, connect, find_image, reason
 from mlflow_deploy.images.spec import ImageSpec, parse_image_spec
@@ -57,6 +58,7 @@ from mlflow_deploy.targets.docker_containers import (
 from mlflow_deploy.targets.docker_gateway import (
     apply_gateway,
     gateway_answers,
+    gateway_stats,
     gateway_weights,
     remove_gateway,
 )
@@ -126,7 +128,7 @@ class DockerTarget(Target):
             seconds = max((drain_seconds(each) for each in record.revisions), default=0) if record else 0
             stop_containers(engine, containers, seconds)
             self._remove_network(engine, name)
-            for role in ("files", "gateway", "address"):
+            for role in ("files", "gateway", "control", "address"):
                 for volume in state.volumes(engine, self._names.filters(name, role)):
                     state.remove_volume(engine, volume["Name"])
             state.remove_records(engine, self._names, name)
@@ -174,8 +176,8 @@ class DockerTarget(Target):
         return record.gateway != "none"
 
     def apply(self, record: DeploymentRecord, bundles: Mapping[int, Bundle]) -> None:
-        wanted = [number for number, weight in record.weights.items() if weight > 0]
-        if len(wanted) > 1 and not self.can_split(record):
+        wanted = record.wanted
+        if len(record.weights) > 1 and not self.can_split(record):
             raise Unsupported(
                 self.name,
                 "sharing traffic between revisions without a gateway",
@@ -195,6 +197,20 @@ class DockerTarget(Target):
                 spec = image_spec(docker_spec(record.stable))
                 apply_gateway(engine, self._names, record, spec, _LOG.info)
                 self._stop_others(engine, record, wanted)
+
+    def stats(self, record: DeploymentRecord) -> dict[int, CallStats]:
+        if not self.can_split(record):
+            return {}
+        with connect() as engine:
+            return gateway_stats(engine, self._names, record.name)
+
+    def control(self, name: str) -> str:
+        with connect() as engine:
+            return state.read_control(engine, self._names, name)
+
+    def set_control(self, name: str, word: str) -> None:
+        with connect() as engine:
+            state.write_control(engine, self._names, name, word)
 
     def logs(self, name: str, number: int, *, follow: bool) -> Iterator[str]:
         with connect() as engine:
@@ -219,6 +235,8 @@ class DockerTarget(Target):
         if not found:
             return RevisionStatus(number=number, state="stopped")
         ready = [each for each in found if is_ready(engine, each)]
+        # Any replica that is started again moves it on.
+        since = max(started_at(each) for each in found)
         first = (ready or found)[0]
         current: RevisionState = "ready" if ready and gateway else "unavailable"
         detail = "" if gateway else "its gateway does not answer"
@@ -227,7 +245,7 @@ class DockerTarget(Target):
         elif gateway and len(ready) < place.spec.replicas:
             detail = f"{len(ready)} of {place.spec.replicas} replicas are ready"
         return RevisionStatus(
-            number=number, state=current, pid=first["State"]["Pid"], since=started_at(first), detail=detail
+            number=number, state=current, pid=first["State"]["Pid"], since=since, detail=detail
         )
 
     def _image(self, engine: Engine, bundle: Bundle, docker: DockerSpec) -> str:

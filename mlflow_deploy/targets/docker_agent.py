@@ -7,6 +7,7 @@ check, which runs every few seconds.
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import socket
@@ -66,11 +67,27 @@ def weights() -> int:
 
 def alive() -> int:
     """Whether Envoy has read its configuration and serves."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(3.0)
-        connection.connect(str(FOLDER / "admin.sock"))
+    with _admin() as connection:
         connection.sendall(b"GET /ready HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n\r\n")
         return 0 if b" 200 " in connection.recv(64) else 1
+
+
+def page() -> int:
+    """Print the page of Envoy's administration whose path the order is."""
+    with _admin() as connection:
+        request = f"GET {os.environ[ORDER]} HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n\r\n"
+        connection.sendall(request.encode())
+        response = http.client.HTTPResponse(connection)
+        response.begin()
+        sys.stdout.write(response.read().decode())
+        return 0 if response.status == http.client.OK else REFUSED
+
+
+def _admin() -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(3.0)
+    connection.connect(str(FOLDER / "admin.sock"))
+    return connection
 
 
 def _order() -> tuple[Any, Any, Any]:
@@ -95,7 +112,7 @@ def _remember(shares: dict[int, int]) -> None:
 
 def main(arguments: list[str]) -> int:
     """Run one command."""
-    commands = {"run": run, "apply": apply, "drain": drain, "weights": weights, "alive": alive}
+    commands = {"run": run, "apply": apply, "drain": drain, "weights": weights, "alive": alive, "page": page}
     try:
         return commands[arguments[0] if arguments else "run"]()
     except OSError as error:

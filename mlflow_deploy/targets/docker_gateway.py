@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+import urllib.parse
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from mlflow_deploy.errors import PortInUse, TargetError
+from mlflow_deploy.gateway.admin import Admin
 from mlflow_deploy.gateway.spec import Backend, GatewaySpec, Replica, Traffic
+from mlflow_deploy.gateway.stats import CallStats, read_stats
 from mlflow_deploy.images import layout
 from mlflow_deploy.images.engine import Engine, reason
 from mlflow_deploy.images.spec import ImageSpec
@@ -32,7 +35,7 @@ from mlflow_deploy.targets.docker_state import remove_volume
 Progress = Callable[[str], None]
 
 _COMMAND = [layout.PYTHON, "-m", "mlflow_deploy.targets.docker_agent"]
-_ALIVE = [layout.PYTHON, "-I", "-S", AGENT, "alive"]
+_QUICK = [layout.PYTHON, "-I", "-S", AGENT]
 _TLS_KEYS = ("tls_cert", "tls_key", "tls_client_ca")
 _UP_SECONDS = 30.0
 _POLL_SECONDS = 0.1
@@ -81,7 +84,20 @@ def apply_gateway(
 def gateway_answers(engine: Engine, names: Names, name: str) -> bool:
     """Whether the gateway serves."""
     container = _running(engine, names, name)
-    return bool(container) and execute(engine, container, _ALIVE)[0] == 0
+    return bool(container) and execute(engine, container, [*_QUICK, "alive"])[0] == 0
+
+
+def gateway_stats(engine: Engine, names: Names, name: str) -> dict[int, CallStats]:
+    """What clients asked of each revision since the gateway was started.
+
+    Raises:
+        GatewayFailed: it does not answer.
+    """
+    container = _running(engine, names, name)
+    if not container:
+        raise GatewayFailed(name, "it does not run", "")
+    stats = read_stats(_Administration(engine, container, name))
+    return {number: each.served for number, each in stats.items()}
 
 
 def gateway_weights(engine: Engine, names: Names, name: str) -> dict[int, int]:
@@ -98,6 +114,21 @@ def remove_gateway(engine: Engine, names: Names, name: str) -> None:
         execute(engine, container, [*_COMMAND, "drain"])
     remove_all(engine, _containers(engine, names, name))
     remove_volume(engine, names.gateway(name))
+
+
+class _Administration(Admin):
+    """Envoy's administration, asked through the engine; nothing of it is published."""
+
+    def __init__(self, engine: Engine, container: str, name: str) -> None:
+        self._engine, self._container, self._name = engine, container, name
+
+    def get(self, path: str, **query: str) -> str:
+        """The body of a page."""
+        order = {agent.ORDER: path + ("?" + urllib.parse.urlencode(query) if query else "")}
+        status, output = execute(self._engine, self._container, [*_QUICK, "page"], order)
+        if status != 0:
+            raise GatewayFailed(self._name, "its administration does not answer", output[:200])
+        return output
 
 
 # --- details -----------------------------------------------------------------------------------------------
@@ -162,7 +193,7 @@ def _start(
 def _order(record: DeploymentRecord) -> str:
     """What the gateway shall do, for the program in its container."""
     backends = []
-    for number in sorted(number for number, weight in record.weights.items() if weight):
+    for number in record.wanted:
         revision = record.revision(number)
         grpc = layout.GRPC_PORT if revision.spec.get("serving", {}).get("grpc") else 0
         count = docker_spec(revision).replicas

@@ -10,14 +10,16 @@ from mlflow_deploy.images.labels import PREFIX
 DEPLOYMENT = PREFIX + "deployment"
 NAMESPACE = PREFIX + "namespace"
 ROLE = PREFIX + "role"
-"""What a thing is for: `record`, `address`, `lock`, `network`, `gateway`, `revision` or `files`."""
+"""What a thing is for: `record`, `address`, `lock`, `control`, `network`, `gateway`, `revision` or `files`."""
 REVISION = PREFIX + "revision"
 REPLICA = PREFIX + "replica"
 BUNDLE = PREFIX + "bundle"
 RECORD = PREFIX + "record"
 """The deployment's record as JSON; on a container as it was when that was made."""
 GENERATION = PREFIX + "generation"
-"""Counts the records of a deployment; the highest holds."""
+"""Counts the records, and the words to a rollout, of a deployment; the highest holds."""
+WORD = PREFIX + "word"
+"""What another command said to the rollout that goes on."""
 HOST = PREFIX + "host"
 PORT = PREFIX + "port"
 PUBLISHED = PREFIX + "published"
@@ -57,6 +59,10 @@ class Names:
     def record(self, name: str, generation: int) -> str:
         """The volume whose label is the record."""
         return f"{self._prefix}.{name}.record.{generation:08d}"
+
+    def control(self, name: str, generation: int) -> str:
+        """The volume whose label is a word to the rollout that goes on."""
+        return f"{self._prefix}.{name}.control.{generation:08d}"
 
     def lock(self, name: str) -> str:
         """The volume that exists while a command works on the deployment."""

@@ -101,6 +101,26 @@ def _generation(volume: dict[str, Any]) -> int:
     return int(volume["Labels"][keys.GENERATION])
 
 
+# --- words to a rollout ------------------------------------------------------------------------------------
+
+
+def read_control(engine: Engine, names: Names, name: str) -> str:
+    """The latest word, or an empty string."""
+    found = volumes(engine, names.filters(name, "control"))
+    return str(max(found, key=_generation)["Labels"][keys.WORD]) if found else ""
+
+
+def write_control(engine: Engine, names: Names, name: str, word: str) -> None:
+    """Replace the word; an empty one takes it back."""
+    old = volumes(engine, names.filters(name, "control"))
+    if word:
+        number = max(map(_generation, old), default=0) + 1
+        labels = names.labels(name, "control", word=word, generation=str(number))
+        engine.api.create_volume(names.control(name, number), labels=labels)
+    for each in old:
+        remove_volume(engine, each["Name"])
+
+
 # --- addresses ---------------------------------------------------------------------------------------------
 
 
