@@ -73,12 +73,17 @@ def docker_errors() -> Any:
 def events(stream: Iterable[dict[str, Any]], progress: Progress) -> str:
     """Follow the engine's answer to build, push or pull; returns the error in it, or an empty string."""
     tail: list[str] = []
+    failed = ""
+    # The stream is read to its end, or its connection would stay open.
     for event in stream:
+        if failed:
+            continue
         if "error" in event:
             detail = str(event.get("errorDetail", {}).get("message") or event["error"]).strip()
             # A failed command's own last words say more than its exit status.
             words = [line for line in tail if line and not line.startswith(("Step ", *_NOISE))]
-            return "; ".join([*words[-3:], detail]) if "returned a non-zero code" in detail else detail
+            failed = "; ".join([*words[-3:], detail]) if "returned a non-zero code" in detail else detail
+            continue
         text = str(event.get("stream") or "").strip()
         if text:
             tail = [*tail[-20:], *text.splitlines()]
@@ -86,7 +91,7 @@ def events(stream: Iterable[dict[str, Any]], progress: Progress) -> str:
                 progress(text.splitlines()[-1])
         elif status := event.get("status"):
             progress(" ".join(str(part) for part in (status, event.get("id"), event.get("progress")) if part))
-    return ""
+    return failed
 
 
 def reason(error: Exception) -> str:

@@ -233,6 +233,7 @@ def describe(target: Target, record: DeploymentRecord) -> dict[str, Any]:
         "flavor": stable.format,
         "target": target.name,
         "url": target.url(record),
+        "grpc": target.grpc_address(record),
         "gateway": record.gateway,
         "traffic": {str(number): weight for number, weight in sorted(record.weights.items()) if weight},
         "status": status.state,

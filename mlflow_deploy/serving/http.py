@@ -38,6 +38,7 @@ StartResponse = Callable[[str, Headers], object]
 _STATUS_LINE = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 JSON = "application/json"
+_PIECE = 1 << 16
 
 
 class Request(msgspec.Struct):
@@ -70,14 +71,22 @@ class Request(msgspec.Struct):
             if not length.isdecimal():
                 raise BadRequest("The Content-Length is not a number")
             if int(length) > self.limit:
+                self._discard()
                 raise self._too_large()
             data: bytes = environ["wsgi.input"].read()
         else:
             data = environ["wsgi.input"].read(self.limit + 1)
             if len(data) > self.limit:
+                self._discard()
                 raise self._too_large()
         encoding = environ.get("HTTP_CONTENT_ENCODING")
         return data if encoding is None else self._inflate(data, encoding)
+
+    def _discard(self) -> None:
+        """Read on, up to as much again, so that a caller who is still sending gets to read the refusal."""
+        left = self.limit
+        while left > 0 and (part := self.environ["wsgi.input"].read(_PIECE)):
+            left -= len(part)
 
     def _inflate(self, data: bytes, encoding: str) -> bytes:
         if encoding.lower() == "identity":

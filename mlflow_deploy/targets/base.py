@@ -275,6 +275,10 @@ class Target(ABC):
         tls = bool(record.stable.spec.get("serving", {}).get("tls_cert"))
         return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{record.port}"
 
+    def grpc_address(self, record: DeploymentRecord) -> str:
+        """HOST:PORT for gRPC clients, an empty string when the deployment does not speak gRPC."""
+        return ""
+
     def can_split(self, record: DeploymentRecord) -> bool:
         """Whether several revisions of this deployment can share its traffic."""
         return Capability.TRAFFIC_SPLIT in self.capabilities

@@ -179,6 +179,12 @@ class LocalTarget(Target):
             if program.startswith(f"{record.name}.r") and program not in kept:
                 self.supervisor.remove(program)
 
+    def grpc_address(self, record: DeploymentRecord) -> str:
+        if not record.stable.spec.get("serving", {}).get("grpc"):
+            return ""
+        port = record.port if self.can_split(record) else self._grpc_port(record)
+        return f"{record.host}:{port}"
+
     def stats(self, record: DeploymentRecord) -> dict[int, CallStats]:
         if not self.can_split(record):
             return {}
@@ -209,6 +215,8 @@ class LocalTarget(Target):
         if self.can_split(record):
             port, grpc_port = self._address(record, revision)
             host, given = "127.0.0.1", behind_gateway(given, grpc_port)
+        elif given.get("grpc"):
+            given = {**given, "grpc_port": self._grpc_port(record)}
         serving = msgspec.convert(given, ServingSettings)
         identity = {"deployment": record.name, "revision": revision.number, "serving": serving}
         self._write(settings, msgspec.json.format(msgspec.json.encode(identity, order="sorted")) + b"\n")
@@ -270,6 +278,11 @@ class LocalTarget(Target):
             self._ports.port(record.name, label, "127.0.0.1"),
             self._ports.port(record.name, f"{label}-grpc", "127.0.0.1") if grpc else 0,
         )
+
+    def _grpc_port(self, record: DeploymentRecord) -> int:
+        """Port of gRPC without a gateway: the wanted one, or one that is reserved for the deployment."""
+        wanted = record.stable.spec.get("serving", {}).get("grpc_port") or None
+        return self._ports.port(record.name, "grpc", record.host, wanted)
 
     def _gateway(self, name: str) -> Path:
         return self._deployments / name / "gateway"

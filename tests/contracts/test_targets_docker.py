@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import uuid
@@ -17,10 +18,12 @@ import requests
 from mlflow_deploy.bundle import Bundle
 from mlflow_deploy.errors import ConfigError, DeployError, DeploymentBusy, PortInUse, StartFailed
 from mlflow_deploy.images.engine import connect, find_image
-from mlflow_deploy.images.errors import BaseImageNotFound, EngineNotRunning, EnginePermission
+from mlflow_deploy.images.errors import BaseImageNotFound, EngineNotRunning
 from mlflow_deploy.targets import docker_names as keys
 from mlflow_deploy.targets.base import DeploymentRecord, Target
 from mlflow_deploy.targets.docker import DockerTarget
+from mlflow_deploy.targets.docker_containers import Place, ensure_running, wait_ready
+from mlflow_deploy.targets.docker_names import Names
 from mlflow_deploy.testing.targets import TargetContract, record_of
 from tests import bundles as made
 
@@ -145,9 +148,7 @@ def test_removed_record_is_read_from_the_containers(
     assert target.require("d1") == record
 
 
-def test_lock_holds_against_other_machines_and_outlives_no_kill(
-    target: DockerTarget, tmp_path: Path
-) -> None:
+def test_lock_holds_against_other_machines_and_outlives_no_kill(target: DockerTarget, tmp_path: Path) -> None:
     code = (
         "import os, sys; from mlflow_deploy.targets.docker import DockerTarget\n"
         f"with DockerTarget(namespace={SPACE!r}).lock('d1'): os._exit(0)"
@@ -188,49 +189,34 @@ def test_stopped_container_is_started_and_missing_one_made(
     assert answer(target, record) == 2.0
 
 
-def test_port_taken_at_the_start_is_one_clear_error(
-    target: DockerTarget, engine: Any, bundles: Sequence[Bundle]
-) -> None:
+def test_port_taken_at_the_start_is_one_clear_error(target: DockerTarget, bundles: Sequence[Bundle]) -> None:
     record = record_of(target, "d1", bundles)
-    thief = engine.api.create_container(
-        BASE,
-        ["sleep", "60"],
-        ports=[80],
-        host_config=engine.api.create_host_config(port_bindings={80: ("127.0.0.1", record.port)}),
-    )["Id"]
-    try:
-        engine.api.start(thief)
-        target.write_record(record)
+    target.write_record(record)
+    with socket.create_server(("127.0.0.1", record.port)):
         with pytest.raises(PortInUse, match=str(record.port)):
             target.start(record, record.revision(1), bundles[0])
         with pytest.raises(PortInUse):
             target.reserve_address("d2", "127.0.0.1", record.port)
-    finally:
-        engine.api.remove_container(thief, force=True)
     assert target.status(record, 1).state == "stopped"
 
 
-def test_gpu_revision_is_refused_or_falls_back(target: DockerTarget, bundles: Sequence[Bundle]) -> None:
-    with connect() as engine:
-        if "nvidia" in engine.info()["Runtimes"]:
-            pytest.skip("this engine has a GPU")
-    record = record_of(target, "d1", bundles)
-    for fallback, error in (("refuse", "gpu_fallback=cpu"), ("cpu", "")):
-        docker = {"device": "gpu", "gpu_fallback": fallback, "image": {"lock": str(_cpu_lock())}}
-        revision = msgspec.structs.replace(record.revision(1), spec={"ready_seconds": 60, "docker": docker})
-        changed = msgspec.structs.replace(record, revisions=(revision, record.revision(2)))
-        target.write_record(changed)
-        if error:
-            with pytest.raises(StartFailed, match=error):
-                target.start(changed, revision, bundles[0])
-        else:
-            assert target.start(changed, revision, bundles[0]).state == "ready"
+def test_gpu_revision_is_refused_or_falls_back(
+    target: DockerTarget, engine: Any, bundles: Sequence[Bundle]
+) -> None:
+    if "nvidia" in engine.info()["Runtimes"]:
+        pytest.skip("this engine has a GPU")
+    record = started(target, bundles)
+    image = engine.api.inspect_container(f"mlflow-deploy-{SPACE}.d1.r1-1")["Image"]
 
+    def place(fallback: str) -> Place:
+        docker = {"device": "gpu", "gpu_fallback": fallback}
+        revision = msgspec.structs.replace(record.revision(2), spec={"docker": docker})
+        return Place(Names(SPACE), record, revision)
 
-def _cpu_lock() -> Path:
-    """The lock of the CPU image, which has no CUDA libraries and is small."""
-    locks = (Path(os.environ["MLFLOW_DEPLOY_HOME"]) / "images" / "locks").glob("*.txt")
-    return next(path for path in locks if "onnxruntime" in path.read_text())
+    with pytest.raises(StartFailed, match=r"no GPU.*gpu_fallback=cpu"):
+        ensure_running(engine, place("refuse"), image, publish=False)
+    target.stop("d1", 2)
+    wait_ready(engine, place("cpu"), ensure_running(engine, place("cpu"), image, publish=False))
 
 
 def test_bad_settings_and_missing_images_are_one_clear_error(
@@ -249,7 +235,7 @@ def test_engine_that_does_not_run_or_is_not_ours(
     with pytest.raises(EngineNotRunning, match=r"none\.sock"):
         target.names()
     monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:9")
-    with pytest.raises(EngineNotRunning, match="127.0.0.1:9"):
+    with pytest.raises(EngineNotRunning, match=r"127\.0\.0\.1:9"):
         target.names()
     monkeypatch.undo()
 
@@ -258,12 +244,13 @@ def test_socket_without_permission(engine: Any) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root can become a user without rights")
     code = (
-        "import os; os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
-        "from mlflow_deploy.targets.docker import DockerTarget\n"
+        "import os; import docker.context; from mlflow_deploy.targets.docker import DockerTarget\n"
         "from mlflow_deploy.images.errors import EnginePermission\n"
-        "try: DockerTarget().names()\n"
+        "target = DockerTarget(namespace='nobody')\n"
+        "target.names()\n"
+        "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+        "try: target.names()\n"
         "except EnginePermission as error: print(error.text)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert "group `docker`" in done.stdout, done.stderr
-    assert EnginePermission.code == "ENGINE_PERMISSION"

@@ -169,3 +169,19 @@ def test_command_line_shows_and_moves_traffic(client: Any, url: str) -> None:
     assert wrong.stderr.startswith("Error: '1=ten' is no share")
     assert run("rollback", "d1", "--to", "1", "--json").returncode == 0
     assert client.get_deployment("d1")["traffic"] == {"1": 100}
+
+
+@pytest.mark.parametrize("gateway", ["none", "envoy"])
+def test_grpc_is_found_at_its_address(client: Any, gateway: str) -> None:
+    """Two deployments that speak gRPC, one beside the other, through a foreign client in its own process."""
+    config = {"gateway": gateway, "serving.grpc": "true"}
+    code = (
+        "import sys, tritonclient.grpc as g\n"
+        "client = g.InferenceServerClient(sys.argv[1])\n"
+        "assert client.is_server_ready()\n"
+        "print(client.get_model_metadata(sys.argv[2], as_json=True)['name'])\n"
+    )
+    for name in ("d1", "d2"):
+        address = client.create_deployment(name, "models:/iris/1", config=config)["grpc"]
+        done = subprocess.run([sys.executable, "-c", code, address, name], capture_output=True, text=True)
+        assert done.stdout.strip() == name, done.stderr

@@ -140,9 +140,7 @@ def test_another_terminal_pauses_and_promotes(url: str) -> None:
         )
         for share in (50, 100):
             release.steer(target, "d1", "promote")
-            eventually(
-                lambda share=share: target.require("d1").weights.get(2) == share, 20, f"{share} %"
-            )
+            eventually(lambda share=share: target.require("d1").weights.get(2) == share, 20, f"{share} %")
     finally:
         update.join(60)
     assert outcome[0]["traffic"] == {"2": 100}

@@ -38,7 +38,7 @@ def test_killed_replica_costs_only_what_it_was_computing(tmp_path: Path) -> None
         toy_process("one") as (victim, port),
         toy_process("two") as (_, other),
         running(tmp_path, [backend(1, port, other)], ALL) as gateway,
-        Load(gateway.port, clients=4, path="/slow/0.05") as load,
+        Load(gateway.port, clients=4, path="/slow/0.3") as load,
     ):
         time.sleep(0.5)
         os.kill(victim.pid, signal.SIGKILL)

@@ -123,9 +123,7 @@ class Service:
             except Exception as error:  # noqa: BLE001 - whatever a model raises becomes a status and a log line
                 known = error if isinstance(error, RequestError) else ModelFailed()
                 status = known.status
-                fields = {"method": name, "status": status, "error": known.text}
-                trace = not isinstance(error, RequestError)
-                logger().log(40 if trace else 30, "request refused", exc_info=trace, extra={"fields": fields})
+                _log(name, error, known, dict(context.invocation_metadata()))
                 context.abort(getattr(grpc.StatusCode, _CODES[status]), known.text)
             finally:
                 self._worker.metrics.answered(_PROTOCOL, status, clock.arrived, perf_counter(), clock.call)
@@ -195,6 +193,18 @@ class Service:
                 typed = [value.encode() for value in values] if kind == "BYTES" else values
                 getattr(output.contents, _CONTENTS[kind]).extend(typed)
         return response
+
+
+def _log(method: str, error: Exception, known: RequestError, metadata: dict[str, Any]) -> None:
+    """The whole story of a refused call, under the caller's request id and trace."""
+    fields = {"method": method, "status": known.status, "error": known.text}
+    for key, field in (("x-request-id", "request_id"), ("traceparent", "traceparent")):
+        if key in metadata:
+            fields[field] = str(metadata[key])[:128]
+    if known is error:
+        logger().warning("request refused", extra={"fields": fields})
+    else:
+        logger().error("the model failed", exc_info=error, extra={"fields": fields})
 
 
 def _parameter(value: Any) -> Any:

@@ -1,0 +1,157 @@
+"""A user deploys on Docker: create, predict, update, roll back, lose a replica, delete; nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow.deployments import get_deploy_client
+
+from mlflow_deploy.errors import DeployError
+from mlflow_deploy.images.engine import connect, find_image
+from mlflow_deploy.lifecycle import release
+from mlflow_deploy.targets import docker_names as keys
+from mlflow_deploy.targets.docker import NAMESPACE_VARIABLE, DockerTarget
+from tests.e2e.conftest import answers, eventually
+from tests.e2e.test_gateway import failed, load, quiet
+
+BASE = os.environ.get("MLFLOW_DEPLOY_TEST_BASE_IMAGE", "mlflow-deploy-base:test")
+SPACE = f"story-{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Any]:
+    """A client of the engine; tests are skipped, with the reason, when none answers."""
+    try:
+        connection = connect()
+        client = connection.__enter__()
+    except DeployError as error:
+        pytest.skip(error.text)
+    if find_image(client, BASE) is None:
+        pytest.skip(f"The engine has no base image {BASE}")
+    yield client
+    connection.__exit__(None, None, None)
+
+
+@pytest.fixture(scope="module")
+def client(engine: Any, iris_models: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """MLflow's client of target docker, with a state folder and a namespace of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_DEPLOY_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv("MLFLOW_DEPLOY_IMAGE_BASE_IMAGE", BASE)
+        patch.setenv(NAMESPACE_VARIABLE, SPACE)
+        yield get_deploy_client("docker")
+        for name in DockerTarget().names():
+            DockerTarget().remove(name)
+
+
+def things(engine: Any) -> list[str]:
+    """Names of all that the namespace has on the engine."""
+    wanted = {"label": [f"{keys.NAMESPACE}={SPACE}"]}
+    containers = engine.api.containers(all=True, filters=wanted)
+    networks, volumes = engine.api.networks(filters=wanted), engine.api.volumes(wanted)["Volumes"] or []
+    return [each["Names"][0] for each in containers] + [each["Name"] for each in [*networks, *volumes]]
+
+
+def replicas(engine: Any) -> list[dict[str, Any]]:
+    """The inspected containers of all revisions."""
+    wanted = {"label": [f"{keys.NAMESPACE}={SPACE}", f"{keys.ROLE}=revision"]}
+    return [engine.api.inspect_container(each["Id"]) for each in engine.api.containers(filters=wanted)]
+
+
+@pytest.mark.slow
+def test_life_of_a_deployment_behind_a_gateway(client: Any, engine: Any, iris_rows: Any) -> None:
+    config = {"gateway": "envoy", "docker.replicas": "2", "docker.memory": "512m"}
+    begun = time.monotonic()
+    made = client.create_deployment("flights", "models:/iris/1", config=config)
+    print(f"created in {time.monotonic() - begun:.1f} s, images and all")
+    assert made["status"] == "ready"
+    assert client.predict("flights", iris_rows.head(3)).get_predictions().shape == (3, 1)
+    assert [each["name"] for each in client.list_deployments()] == ["flights"]
+    with load(made["url"], iris_rows) as seen:
+        eventually(lambda: seen["200"] > 50, 20, "answers under load")
+        begun = time.monotonic()
+        assert client.update_deployment("flights", "models:/iris/2")["traffic"] == {"2": 100}
+        print(f"updated in {time.monotonic() - begun:.1f} s")
+        before = seen["r2"]
+        eventually(lambda: seen["r2"] > before + 50, 20, "answers of revision 2")
+        begun = time.monotonic()
+        assert release.rollback(DockerTarget(), "flights", progress=quiet)["model_version"] == "1"
+        print(f"rolled back in {time.monotonic() - begun:.1f} s")
+        victim = replicas(engine)[0]
+        os.kill(victim["State"]["Pid"], 9)
+        before = seen["200"]
+        eventually(lambda: seen["200"] > before + 300, 20, "300 answers after a replica died")
+        eventually(
+            lambda: client.get_deployment("flights")["detail"] == "", 20, "both replicas are ready again"
+        )
+    print(f"{seen['200']} answers, others: {failed(seen)}")
+    assert failed(seen) == {}
+    assert seen["r1"] > 50
+    again = next(each for each in replicas(engine) if each["Id"] == victim["Id"])
+    assert again["RestartCount"] == 1
+    stats = DockerTarget().stats(DockerTarget().require("flights"))
+    assert stats[1].server_errors == 0
+    client.delete_deployment("flights")
+    assert things(engine) == []
+
+
+@pytest.mark.slow
+def test_canary_splits_and_a_killed_update_is_undone(client: Any, engine: Any, iris_rows: Any) -> None:
+    made = client.create_deployment("flights", "models:/iris/1", config={"gateway": "envoy"})
+    config = {"strategy": "canary", "canary_steps": "50", "step_seconds": "2", "step_requests": "50"}
+    with load(made["url"], iris_rows) as seen:
+        after = client.update_deployment("flights", "models:/iris/2", config=config)
+        code = (
+            "from mlflow.deployments import get_deploy_client\n"
+            "config = {'canary_steps': '50', 'step_seconds': '600', 'rollout_deadline_seconds': '3600'}\n"
+            "get_deploy_client('docker').update_deployment('flights', 'models:/iris/1', config=config)"
+        )
+        update = subprocess.Popen([sys.executable, "-c", code])
+        target = DockerTarget()
+        try:
+            eventually(lambda: target.require("flights").weights == {2: 50, 3: 50}, 60, "the step is reached")
+            eventually(lambda: seen["r3"] > 20, 20, "answers of the candidate")
+        finally:
+            update.kill()
+            update.wait()
+        done = release.set_traffic(target, "flights", {2: 100}, progress=quiet)
+    print(f"{seen['200']} answers, shares {dict(seen)}")
+    assert failed(seen) == {}
+    assert after["rollout"]["outcome"] == "promoted"
+    assert done["traffic"] == {"2": 100}
+    assert done["rollout"]["outcome"] == "rolled back"
+    assert {each["Config"]["Labels"][keys.REVISION] for each in replicas(engine)} == {"2"}
+    client.delete_deployment("flights")
+    assert things(engine) == []
+
+
+@pytest.mark.slow
+def test_command_line_without_gateway_hands_the_port_over(client: Any, engine: Any, iris_rows: Any) -> None:
+    tool = str(Path(sys.executable).parent / "mlflow")
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [tool, "deployments", *arguments, "-t", "docker", "--name", "flights"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+    done = run("create", "-m", "models:/iris/1", "-C", "docker.cpus=1", "-C", "docker.env.COLOUR=red")
+    assert done.returncode == 0, done.stderr
+    url = client.get_deployment("flights")["url"]
+    assert answers(url, iris_rows.head(2))
+    wrong = run("update", "-C", "docker.replicas=2")
+    assert wrong.returncode != 0
+    assert "gateway=envoy" in wrong.stderr
+    assert client.get_deployment("flights")["traffic"] == {"1": 100}
+    done = run("update", "-m", "models:/iris/2")
+    assert done.returncode == 0, done.stderr
+    assert client.get_deployment("flights")["url"] == url
+    assert answers(url, iris_rows.head(2))
+    assert run("delete").returncode == 0
+    assert things(engine) == []
