@@ -66,5 +66,5 @@ class ServingSettings:
     tls_key: str = setting("", "Private key file of tls_cert in PEM form")
     tls_client_ca: str = setting("", "CA file in PEM form; when given, callers need a certificate of this CA")
     grpc: bool = setting(False, "Also speak the Open Inference Protocol over gRPC")
-    grpc_port: int = setting(0, "Port of gRPC; 0 = one that the target chooses, the HTTP port plus one without a target")
+    grpc_port: int = setting(0, "Port of gRPC; 0 = the target chooses, or else the HTTP port plus one")
     page: bool = setting(True, "Serve the human page at / and the OpenAPI document at /openapi.json")

@@ -1,4 +1,4 @@
-"""A user deploys on Docker: create, predict, update, roll back, lose a replica, delete; nothing is left behind."""
+"""A user deploys on Docker: create, predict, update, roll back, lose a replica, delete; nothing is left over."""
 
 from __future__ import annotations
 
