@@ -82,7 +82,8 @@ def events(stream: Iterable[dict[str, Any]], progress: Progress) -> str:
             detail = str(event.get("errorDetail", {}).get("message") or event["error"]).strip()
             # A failed command's own last words say more than its exit status.
             words = [line for line in tail if line and not line.startswith(("Step ", *_NOISE))]
-            failed = "; ".join([*words[-3:], detail]) if "returned a non-zero code" in detail else detail
+            words = [line for line in words[:-3] if _FULL in line.lower()] + words[-3:]
+            failed = "; ".join([*words, detail]) if "returned a non-zero code" in detail else detail
             continue
         text = str(event.get("stream") or "").strip()
         if text:

@@ -40,8 +40,11 @@ def main(python: str, trim: str) -> None:
     run(sys.executable, "-m", "venv", "--without-pip", str(venv))
     pip = [str(BUILD / "pip/bin/python"), "-m", "pip", "--python", str(venv / "bin/python"), "install"]
     offline = ["--no-index", "--find-links", str(BUILD / "wheels"), "--require-hashes", "--no-deps"]
-    quiet = ["--quiet", "--no-cache-dir", "--no-compile", "--disable-pip-version-check"]
-    run(*pip, *quiet, *offline, "--root-user-action=ignore", "-r", str(BUILD / "requirements.txt"))
+    quiet = ["--quiet", "--no-color", "--no-cache-dir", "--no-compile", "--disable-pip-version-check"]
+    try:
+        run(*pip, *quiet, *offline, "--root-user-action=ignore", "-r", str(BUILD / "requirements.txt"))
+    except subprocess.CalledProcessError:
+        sys.exit("mlflow-deploy: the locked packages could not be installed")
     packages = next((venv / "lib").glob("python*/site-packages"))
     (packages / "mlflow-deploy-app.pth").write_text(f"{ROOT}/app\n")
     if trim == "trim":

@@ -107,8 +107,13 @@ class TensorFeeds:
                 value = [row[0] if len(row) == 1 else row for row in rows]
             return self.from_arrays({"": _reshaped(value, single, len(rows))})
         names = columns if columns is not None else list(range(len(rows[0])))
-        positions = {name: at for at, name in enumerate(names)}
+        try:
+            positions = {name: at for at, name in enumerate(names)}
+        except TypeError as error:
+            raise InvalidValue("Column names must be text or numbers") from error
         self._require(positions)
+        if any(len(row) != len(names) for row in rows):
+            raise InvalidValue(f"{len(names)} columns were named, but a row has another number of values")
         arrays = {}
         for tensor in self.tensors:
             at = positions[tensor.name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import subprocess
@@ -228,6 +229,8 @@ def test_bad_settings_and_missing_images_are_one_clear_error(
         started(target, bundles, base_image="127.0.0.1:9/no-such-base:1")
 
 
+# The package docker leaves the socket of a failed connection to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_engine_that_does_not_run_or_is_not_ours(
     target: DockerTarget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,6 +241,7 @@ def test_engine_that_does_not_run_or_is_not_ours(
     with pytest.raises(EngineNotRunning, match=r"127\.0\.0\.1:9"):
         target.names()
     monkeypatch.undo()
+    gc.collect()
 
 
 def test_socket_without_permission(engine: Any) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import collections
 import os
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from mlflow.deployments import get_deploy_client
 
 from mlflow_deploy.errors import DeployError
@@ -20,7 +24,7 @@ from mlflow_deploy.lifecycle import release
 from mlflow_deploy.targets import docker_names as keys
 from mlflow_deploy.targets.docker import NAMESPACE_VARIABLE, DockerTarget
 from tests.e2e.conftest import answers, eventually
-from tests.e2e.test_gateway import failed, load, quiet
+from tests.e2e.test_gateway import REVISION, failed, quiet
 
 BASE = os.environ.get("MLFLOW_DEPLOY_TEST_BASE_IMAGE", "mlflow-deploy-base:test")
 SPACE = f"story-{uuid.uuid4().hex[:8]}"
@@ -50,6 +54,35 @@ def client(engine: Any, iris_models: str, tmp_path_factory: pytest.TempPathFacto
         yield get_deploy_client("docker")
         for name in DockerTarget().names():
             DockerTarget().remove(name)
+
+
+@contextmanager
+def load(url: str, rows: Any, *, pause: float = 0.01) -> Iterator[collections.Counter[str]]:
+    """Ask steadily over new and kept connections; counts answers by status and by revision."""
+    seen: collections.Counter[str] = collections.Counter()
+    stop = threading.Event()
+    body = {"dataframe_split": {"columns": list(rows.columns), "data": rows.head(1).to_numpy().tolist()}}
+
+    def ask(session: Any) -> None:
+        while not stop.wait(pause):
+            try:
+                response = session.post(f"{url}/invocations", json=body, timeout=10)
+            except requests.RequestException as error:
+                seen[f"{type(error).__name__}: {error}"] += 1
+                continue
+            seen[str(response.status_code)] += 1
+            seen[f"r{response.headers.get(REVISION)}"] += 1
+
+    with requests.Session() as kept:
+        threads = [threading.Thread(target=ask, args=(session,)) for session in (kept, requests)]
+        for thread in threads:
+            thread.start()
+        try:
+            yield seen
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
 
 
 def things(engine: Any) -> list[str]:

@@ -39,7 +39,7 @@ def test_canary_and_stop_of_the_old_revision(tmp_path: Path, bundles: list[Bundl
         for share in (10, 50, 100):
             gateway.gateway.apply(both, Traffic({1: 100 - share, 2: share}))
             begun = time.monotonic()
-            time.sleep(1)
+            time.sleep(0.7)
             found = load.count(begun)
             assert within(found["2"], found.total(), share / 100)
         gateway.gateway.apply(both[1:], Traffic({2: 100}))

@@ -17,7 +17,7 @@ from mlflow_deploy.serving.answers import Answers
 from mlflow_deploy.serving.bodies import GraphBodies, decode_document
 from mlflow_deploy.serving.errors import BadRequest, InvalidValue, TooLarge
 from mlflow_deploy.serving.feeds import FrameFeeds, make_feeds
-from mlflow_deploy.serving.signature import Column, Param, Signature, parse_signature
+from mlflow_deploy.serving.signature import Column, Param, Signature, Tensor, parse_signature
 from mlflow_deploy.serving.tensor_feeds import TensorFeeds
 
 A, B = Column("a", "double"), Column("b", "double", required=False)
@@ -123,6 +123,28 @@ def test_missing_numbers_become_what_the_feed_says() -> None:
     feeds = FrameFeeds([Feed(name="X", dtype="int64", columns=("a",), missing=-1)], columns, 10)
     assert feeds.from_rows(["a"], [[None], [2.0]])[0]["X"].tolist() == [[-1], [2]]
     assert feeds.from_rows(["z"], [[5]])[0]["X"].tolist() == [[-1]]
+
+
+@pytest.mark.parametrize(
+    ("columns", "rows"),
+    [
+        ([[]], [[]]),
+        ([{}], [[1]]),
+        (["left"], [[]]),
+        (["left", "z"], [[[1.0, 2.0]]]),
+        (["z"], [[1]]),
+        (None, [[1]]),
+    ],
+)
+def test_tables_that_make_no_tensor(columns: list[Any] | None, rows: list[Any]) -> None:
+    feeds = TensorFeeds(
+        [Feed(name="x", dtype="float32", tensor="left", shape=(-1, 2))],
+        Signature(tensors=(Tensor("left", "float32", (-1, 2)),)),
+        10,
+    )
+    assert feeds.from_rows(["left"], [[[1, 2]], [[3, 4]]])[0]["x"].tolist() == [[1, 2], [3, 4]]
+    with pytest.raises(InvalidValue):
+        feeds.from_rows(columns, rows)
 
 
 def test_columns_by_position_when_they_have_no_names() -> None:
