@@ -40,9 +40,12 @@ def run() -> int:
 
 
 def apply() -> int:
-    """Change revisions and traffic; returns when what was left out can be stopped."""
+    """Change revisions and traffic; returns when what was left out can be stopped, 1 when it is too early."""
     from mlflow_deploy.gateway.gateway import Gateway
 
+    if not (FOLDER / "spec.json").exists():
+        sys.stderr.write("Error: the gateway is still being prepared\n")
+        return 1
     _, backends, traffic = _order()
     gateway = Gateway(FOLDER)
     gateway.wait_ready(_READY_SECONDS)

@@ -48,6 +48,7 @@ from mlflow_deploy.targets.base import (
 from mlflow_deploy.targets.local_gateway import (
     apply_gateway,
     behind_gateway,
+    drain_gateway,
     gateway_ready,
     gateway_stats,
 )
@@ -107,6 +108,8 @@ class LocalTarget(Target):
         self._write(folder / _RECORD, text)
 
     def remove(self, name: str) -> None:
+        if self._gateway(name).is_dir():
+            drain_gateway(self._gateway(name))
         # The gateway's name sorts first, so that no request comes for a revision that is gone.
         for program in self.supervisor.program_names():
             if program.partition(".")[0] == name:

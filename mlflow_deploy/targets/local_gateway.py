@@ -9,6 +9,7 @@ from typing import Any
 from mlflow_deploy.gateway.gateway import Gateway
 from mlflow_deploy.gateway.spec import Backend, GatewaySpec, Replica, Traffic
 from mlflow_deploy.gateway.stats import CallStats
+from mlflow_deploy.settings import ServingSettings
 from mlflow_deploy.targets.base import DeploymentRecord
 from mlflow_deploy.targets.supervisor import Program, Supervisor
 
@@ -56,6 +57,12 @@ def apply_gateway(
     gateway.wait_ready()
 
 
+def drain_gateway(folder: Path) -> None:
+    """Let a running gateway answer what is in flight and take nothing new; a dead one has nothing to drain."""
+    if gateway_ready(folder):
+        Gateway(folder).drain(_DRAIN_SECONDS)
+
+
 def gateway_ready(folder: Path) -> bool:
     """Whether the gateway in a folder serves."""
     return (folder / "spec.json").exists() and Gateway(folder).ready()
@@ -73,16 +80,15 @@ def behind_gateway(serving: Mapping[str, Any], grpc_port: int) -> dict[str, Any]
 
 def _spec(record: DeploymentRecord) -> GatewaySpec:
     serving = record.stable.spec.get("serving", {})
+    deadline = serving.get("deadline_seconds", ServingSettings().deadline_seconds)
     return GatewaySpec(
         deployment=record.name,
         host=record.host,
         port=record.port,
         # A deadline of the server ends a request with its own words; the gateway's is the safety net.
-        request_timeout_seconds=serving.get("deadline_seconds", 60.0) + 5
-        if serving.get("deadline_seconds")
-        else 0,
+        request_timeout_seconds=deadline + 5 if deadline else 0,
         # Predictions change nothing, so they may be asked of another replica.
-        repeatable=("/invocations", "/v2"),
+        repeatable=("/invocations", "/v2", "/inference.GRPCInferenceService/"),
         buffer_bytes=serving.get("max_body_bytes", 10 * 1024 * 1024),
         tls_cert=serving.get("tls_cert", ""),
         tls_key=serving.get("tls_key", ""),

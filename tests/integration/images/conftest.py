@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import uuid
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from mlflow_deploy.bundle import Bundle
 from mlflow_deploy.errors import DeployError
 from mlflow_deploy.images import labels
 from mlflow_deploy.images.builder import BuiltImage, build_image
-from mlflow_deploy.images.engine import connect, find_image
+from mlflow_deploy.images.engine import connect, docker_errors, find_image
 from mlflow_deploy.images.spec import ImageSpec, parse_image_spec
 from tests.integration.images.bundles import adder, sklearn_model
 
@@ -25,6 +26,8 @@ _MAKE_BASE = (
 )
 TEST_LABEL = "io.mlflow-deploy.test"
 MARK = uuid.uuid4().hex
+RUNTIMES: set[str] = set()
+"""Names of the runtimes that these tests built on."""
 
 
 @pytest.fixture(scope="session")
@@ -38,14 +41,18 @@ def engine() -> Iterator[Any]:
     if find_image(client, BASE) is None:
         pytest.skip(f"The engine has no base image {BASE}. Make it with: {_MAKE_BASE}")
     before = {image.id for image in client.images.list(filters={"label": labels.KIND})}
+    errors = docker_errors()
     yield client
     for container in client.containers.list(all=True, filters={"label": f"{TEST_LABEL}={MARK}"}):
         container.remove(force=True)
     for image in client.images.list(filters={"label": f"{TEST_LABEL}={MARK}"}):
         client.images.remove(image.id, force=True)
-    for image in client.images.list(filters={"label": labels.KIND}):
-        if image.id not in before and image.labels[labels.KIND] != "model":
-            client.images.remove(image.id, force=True)
+    for name in RUNTIMES:
+        runtime = find_image(client, name)
+        if runtime is not None and runtime.id not in before:
+            # Something else may have been built on it meanwhile.
+            with contextlib.suppress(errors.APIError):
+                client.images.remove(name)
     connection.__exit__(None, None, None)
 
 
@@ -70,6 +77,7 @@ def make_spec(**settings: Any) -> ImageSpec:
 def build(bundle: Bundle, **settings: Any) -> BuiltImage:
     """Build an image and print what it cost."""
     built = build_image(bundle, make_spec(**settings), lambda line: None)
+    RUNTIMES.add(built.runtime)
     above = (built.bytes_above_base or 0) / 1e6
     print(f"{built.name}: {built.seconds:.1f} s, {above:.1f} MB above its base")
     return built

@@ -55,7 +55,9 @@ def test_the_written_context_builds_with_docker_alone(
     assert not [event for event in events if "error" in event], events[-3:]
     with started(engine, name, user="54321:0") as running:
         running.answers_its_example(onnx_bundle)
-    for each in engine.api.images(filters={"dangling": True, "label": labels.RUNTIME}):
+    for each in engine.api.images(
+        filters={"dangling": True, "label": f"{labels.RUNTIME}={plan.runtime_digest}"}
+    ):
         engine.api.remove_image(each["Id"])
 
 

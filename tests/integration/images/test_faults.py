@@ -332,8 +332,16 @@ def small_engine(tmp_path: Path, engine: Any, monkeypatch: pytest.MonkeyPatch) -
     size = 2 * engine.images.get(BASE).attrs["Size"] + 90_000_000
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(data)], check=True)
     # In a network of its own: `--bridge none` would remove the bridge of the engine that the machine has.
-    command = ["unshare", "--net", "dockerd", "-H", f"unix://{tmp_path}/small.sock", "--data-root", str(data), "--bridge", "none"]
-    command += ["--exec-root", str(tmp_path / "exec"), "--pidfile", str(tmp_path / "pid"), "--iptables=false"]
+    command = ["unshare", "--net", "dockerd", "-H", f"unix://{tmp_path}/small.sock", "--bridge", "none"]
+    command += [
+        "--data-root",
+        str(data),
+        "--exec-root",
+        str(tmp_path / "exec"),
+        "--pidfile",
+        str(tmp_path / "pid"),
+        "--iptables=false",
+    ]
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
