@@ -43,7 +43,8 @@ def target_help() -> str:
         for row in rows
     )
     return f"""\
-mlflow_deploy runs model versions as supervised processes of this machine (target `local`).
+mlflow_deploy runs model versions as supervised processes of this machine (target `local`) or as containers
+(target `docker`, with the extra `docker`).
 
   mlflow deployments create  -t local --name NAME -m MODEL_URI [-f onnx|pyfunc] [-C key=value ...]
   mlflow deployments update  -t local --name NAME [-m MODEL_URI] [-C key=value ...]
@@ -60,7 +61,7 @@ dataframe_records, inputs or instances as in MLflow's scoring protocol, or a lis
 Settings (-C key=value):
 {settings}
 
-Other commands: mlflow-deploy logs NAME -f, mlflow-deploy status, mlflow-deploy up (after a restart).
+Other commands: mlflow-deploy status, logs NAME -f, traffic, rollout, rollback, image, up (after a restart).
 State is kept in MLFLOW_DEPLOY_HOME, by default in the user's state directory. `predict` sends the token in
 MLFLOW_DEPLOY_TOKEN and the client certificate in MLFLOW_DEPLOY_CLIENT_CERT where the deployment asks for them.
 """

@@ -14,6 +14,7 @@ from mlflow_deploy.errors import DeployError
 COMMANDS: dict[str, str] = {
     "demo": "mlflow_deploy.cli.demo:demo",
     "down": "mlflow_deploy.cli.machine:down",
+    "image": "mlflow_deploy.cli.image:image",
     "logs": "mlflow_deploy.cli.logs:logs",
     "rollback": "mlflow_deploy.cli.traffic:rollback",
     "rollout": "mlflow_deploy.cli.rollout:rollout",

@@ -151,6 +151,7 @@ def list_(as_json: bool) -> None:
 
 
 @image.command()
+@click.argument("model", required=False, default="")
 @click.option(
     "--keep", type=click.IntRange(min=0), default=2, show_default=True, help="Images of each model."
 )
@@ -159,7 +160,8 @@ def list_(as_json: bool) -> None:
 def prune(model: str, keep: int, dry_run: bool, as_json: bool) -> None:
     """Remove old images, runtimes that nothing needs, and what killed builds left.
 
-    MODEL, the name of a registered model or a model URI, limits it to the images of that model. An image that a container was made from is never removed.
+    MODEL, the name of a registered model or a model URI, limits it to the images of that model. An image
+    that a container was made from is never removed.
     """
     from mlflow_deploy.images.catalog import prune_images
     from mlflow_deploy.progress import live_progress

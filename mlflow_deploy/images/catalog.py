@@ -112,7 +112,9 @@ def prune_images(*, keep: int, dry_run: bool, progress: Progress, model: str = "
         below = {status.label(labels.RUNTIME) for status in useless}
         staying = [each for status, each in _ours(engine) if status.kind == "model" and each.id not in gone]
         for status, image in everything:
-            if status.kind == "model" or (model and status.label(labels.RUNTIME) not in below):
+            if status.kind not in ("runtime", "build") or (
+                model and status.label(labels.RUNTIME) not in below
+            ):
                 continue
             needed = status.in_use or any(stands_on(each, image) for each in staying)
             if not needed and _is_leftover(status):

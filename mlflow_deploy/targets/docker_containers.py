@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import tarfile
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from mlflow_deploy.config import DockerSpec
-from mlflow_deploy.errors import ConfigError, PortInUse, StartFailed
+from mlflow_deploy.errors import PortInUse, StartFailed
 from mlflow_deploy.images import layout
 from mlflow_deploy.images.engine import Engine, reason
 from mlflow_deploy.settings import ServingSettings
 from mlflow_deploy.targets import docker_names as keys
 from mlflow_deploy.targets.base import DeploymentRecord, RevisionRecord
+from mlflow_deploy.targets.docker_files import FILES, fill
 from mlflow_deploy.targets.docker_names import Names, alias
 
-FILES = "/etc/mlflow-deploy/files"
-"""Where the files that the settings name are in a container."""
 _FILE_KEYS = ("auth_file", "tls_cert", "tls_key", "tls_client_ca")
 _HEALTH = [layout.PYTHON, "-I", "-S", f"{layout.APP}/mlflow_deploy/images/health.py"]
 _POLL_SECONDS = 0.1
@@ -241,37 +237,6 @@ def hardened(spec: DockerSpec) -> dict[str, Any]:
     return host
 
 
-def put_files(engine: Engine, container: str, folder: str, files: Mapping[str, bytes]) -> None:
-    """Write files that only root's group may read into a volume of a container."""
-    archive = io.BytesIO()
-    with tarfile.open(fileobj=archive, mode="w") as tar:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size, member.mode = len(content), 0o440
-            tar.addfile(member, io.BytesIO(content))
-    engine.api.put_archive(container, folder, archive.getvalue())
-
-
-def read_files(serving: Mapping[str, Any], wanted: Iterable[str]) -> dict[str, bytes]:
-    """The contents of the files that settings name, by setting.
-
-    Raises:
-        ConfigError: one of them cannot be read.
-    """
-    found = {}
-    for key in wanted:
-        if path := serving.get(key):
-            try:
-                found[key] = Path(path).read_bytes()
-            except OSError as error:
-                raise ConfigError(
-                    f"The file {path} of serving.{key} cannot be read",
-                    why=error.strerror or str(error),
-                    hint="It is copied into the containers, so it must be readable where this command runs",
-                ) from error
-    return found
-
-
 # --- details -----------------------------------------------------------------------------------------------
 
 
@@ -330,7 +295,7 @@ def _create(engine: Engine, place: Place, image: str, replica: int, *, publish: 
         networking_config=engine.api.create_networking_config({names.network(record.name): endpoint}),
     )["Id"]
     if wanted:
-        _fill(engine, place, container, wanted)
+        fill(engine, container, revision.spec.get("serving", {}), wanted)
     if spec.network:
         engine.api.connect_container_to_network(container, spec.network)
     return container
@@ -349,24 +314,6 @@ def _start(engine: Engine, place: Place, container: str) -> None:
             why = f"the engine offers no GPU ({why}); set docker.gpu_fallback=cpu to run without one"
             raise _NoGpuError(place.record.name, place.revision.number, why) from error
         raise StartFailed(place.record.name, place.revision.number, why) from error
-
-
-def _fill(engine: Engine, place: Place, container: str, wanted: list[str]) -> None:
-    """Copy the files that the settings name; where they are no longer here, earlier copies serve on."""
-    given = place.revision.spec.get("serving", {})
-    try:
-        put_files(engine, container, FILES, read_files(given, wanted))
-    except ConfigError:
-        from docker.errors import NotFound
-
-        try:
-            for key in wanted:
-                engine.api.get_archive(container, f"{FILES}/{key}")
-        except NotFound:
-            engine.api.remove_container(container, force=True)
-        else:
-            return
-        raise
 
 
 def _serving(place: Place) -> tuple[dict[str, Any], list[str]]:

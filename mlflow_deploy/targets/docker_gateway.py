@@ -24,10 +24,9 @@ from mlflow_deploy.targets.docker_containers import (
     execute,
     hardened,
     log_tail,
-    put_files,
-    read_files,
     remove_all,
 )
+from mlflow_deploy.targets.docker_files import put_files, read_files
 from mlflow_deploy.targets.docker_gateway_image import AGENT, ensure_gateway_image
 from mlflow_deploy.targets.docker_names import Names, alias
 from mlflow_deploy.targets.docker_state import remove_volume
@@ -219,7 +218,7 @@ def _spec(record: DeploymentRecord) -> GatewaySpec:
         # A deadline of the server ends a request with its own words; the gateway's is the safety net.
         request_timeout_seconds=deadline + 5 if deadline else 0,
         # Predictions change nothing, so they may be asked of another replica.
-        repeatable=("/invocations", "/v2"),
+        repeatable=("/invocations", "/v2", "/inference.GRPCInferenceService/"),
         buffer_bytes=serving.get("max_body_bytes", 10 * 1024 * 1024),
         tls_cert=cert,
         tls_key=key,

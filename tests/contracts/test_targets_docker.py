@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import gc
+import hashlib
+import json
 import os
+import select
 import socket
+import socketserver
 import subprocess
 import sys
+import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -227,6 +232,82 @@ def test_bad_settings_and_missing_images_are_one_clear_error(
         started(target, bundles, replicas=2)
     with pytest.raises(BaseImageNotFound, match="no-such-base"):
         started(target, bundles, base_image="127.0.0.1:9/no-such-base:1")
+
+
+@pytest.mark.parametrize("gateway", ["none", "envoy"])
+def test_certificates_are_copied_to_where_they_are_needed(
+    target: DockerTarget, bundles: Sequence[Bundle], tmp_path: Path, gateway: str
+) -> None:
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "1",
+        "-subj",
+        "/CN=localhost",
+    ]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", "key.pem", "-out", "cert.pem"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    cert = str(tmp_path / "cert.pem")
+    serving = {"tls_cert": cert, "tls_key": str(tmp_path / "key.pem")}
+    record = msgspec.structs.replace(record_of(target, "d1", bundles), gateway=gateway)
+    spec = {"ready_seconds": 60, "serving": serving}
+    revision = msgspec.structs.replace(record.revision(1), spec=spec)
+    record = msgspec.structs.replace(record, revisions=(revision,))
+    target.write_record(record)
+    target.start(record, revision, bundles[0])
+    target.apply(record, {1: bundles[0]})
+    assert requests.get(f"{target.url(record)}/ping", verify=cert, timeout=10).status_code == 200
+    (tmp_path / "key.pem").unlink()
+    target.stop("d1", 1)
+    target.apply(record, {1: bundles[0]})
+    assert requests.get(f"{target.url(record)}/ping", verify=cert, timeout=10).status_code == 200
+
+
+def test_engine_elsewhere_is_reached_by_host_and_by_context(
+    target: DockerTarget, bundles: Sequence[Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = started(target, bundles)
+
+    class Forward(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with socket.socket(socket.AF_UNIX) as engine:
+                engine.connect("/var/run/docker.sock")
+                while ready := select.select([self.request, engine], [], [], 30)[0]:
+                    for source in ready:
+                        data = source.recv(65536)
+                        if not data:
+                            return
+                        (engine if source is self.request else self.request).sendall(data)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Forward) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"tcp://127.0.0.1:{server.server_address[1]}"
+        with monkeypatch.context() as patch:
+            patch.setenv("DOCKER_HOST", address)
+            assert target.status(record, 1).state == "ready"
+            target.stop("d1", 1)
+            target.apply(record, {1: bundles[0]})
+            assert target.reserve_address("d2", "192.0.2.77", None) != record.port
+        with monkeypatch.context() as patch:
+            folder = tmp_path / "contexts" / "meta" / hashlib.sha256(b"there").hexdigest()
+            folder.mkdir(parents=True)
+            endpoints = {"docker": {"Host": address, "SkipTLSVerify": False}}
+            meta = {"Name": "there", "Metadata": {}, "Endpoints": endpoints}
+            (folder / "meta.json").write_text(json.dumps(meta))
+            (tmp_path / "config.json").write_text(json.dumps({"currentContext": "there"}))
+            patch.setenv("DOCKER_CONFIG", str(tmp_path))
+            assert target.require("d1") == record
+            server.shutdown()
+            server.server_close()
+            with pytest.raises(EngineNotRunning, match=address.replace(".", r"\.")):
+                target.names()
+    assert answer(target, record) == 2.0
 
 
 # The package docker leaves the socket of a failed connection to the garbage collector.

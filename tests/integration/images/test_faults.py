@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import hashlib
 import io
 import os
@@ -13,6 +14,7 @@ import sys
 import tarfile
 import threading
 import time
+import warnings
 import zipfile
 from collections.abc import Iterator
 from functools import partial
@@ -154,14 +156,22 @@ def test_a_name_that_is_taken(engine: Any, onnx_bundle: Bundle) -> None:
         engine.images.remove(name)
 
 
-def test_no_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, onnx_bundle: Bundle) -> None:
-    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/no.sock")
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [("unix:///no/such.sock", "its socket does not exist"), ("tcp://127.0.0.1:1", "nothing listens")],
+)
+def test_no_engine(monkeypatch: pytest.MonkeyPatch, onnx_bundle: Bundle, address: str, why: str) -> None:
+    monkeypatch.setenv("DOCKER_HOST", address)
     with pytest.raises(EngineNotRunning) as caught:
         build_image(onnx_bundle, make_spec(), silent)
-    assert "its socket does not exist" in caught.value.text
-    monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:1")
-    with pytest.raises(EngineNotRunning, match="nothing listens there"), connect():
-        raise AssertionError("unreachable")
+    text = caught.value.text
+    assert address in text
+    assert why in text
+    # The docker package leaves the socket of a failed connection to the garbage collector.
+    del caught
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user without rights on the socket")

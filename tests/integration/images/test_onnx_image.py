@@ -131,11 +131,12 @@ def test_the_bill_of_materials_is_inside(engine: Any, onnx_image: BuiltImage, on
 
 
 def test_the_same_bundle_is_not_built_again(engine: Any, onnx_image: BuiltImage, onnx_bundle: Bundle) -> None:
-    before = len(engine.api.images(all=True))
+    same = {"label": f"{labels.BUNDLE}={onnx_bundle.digest}"}
+    before = engine.api.images(filters=same)
     again = build(onnx_bundle)
     assert again.reused
     assert again.id == onnx_image.id
-    assert len(engine.api.images(all=True)) == before
+    assert engine.api.images(filters=same) == before
 
 
 def test_a_second_version_takes_seconds_and_shares_all_but_kilobytes(
@@ -163,5 +164,7 @@ def test_a_second_version_takes_seconds_and_shares_all_but_kilobytes(
 
 def test_builds_leave_nothing_on_their_way(engine: Any, onnx_image: BuiltImage) -> None:
     assert find_image(engine, onnx_image.runtime) is not None
-    assert engine.images.list(filters={"dangling": True, "label": f"{labels.KIND}=build"}) == []
-    assert engine.containers.list(all=True, filters={"label": f"{labels.KIND}=build"}) == []
+    runtime = engine.images.get(onnx_image.runtime).labels[labels.RUNTIME]
+    filters = {"label": [f"{labels.KIND}=build", f"{labels.RUNTIME}={runtime}"]}
+    assert engine.api.images(filters=filters) == []
+    assert engine.api.containers(all=True, filters=filters) == []
