@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,8 @@ def test_a_torch_model_answers(engine: Any, tmp_path: Path) -> None:
         doubler[0].bias.fill_(0.0)
     frame = pd.DataFrame({"a": np.arange(4, dtype=np.float32)})
     requirements = [*pins("mlflow", "numpy", "pandas"), pins("torch")[0].partition("+")[0]]
-    bundle = pyfunc(tmp_path, mlflow.pytorch.save_model, doubler, frame, [0.0], requirements)
+    save = partial(mlflow.pytorch.save_model, serialization_format="pickle")
+    bundle = pyfunc(tmp_path, save, doubler, frame, [0.0], requirements)
     built = build(bundle)
     with started(engine, built.name, user="54321:0") as running:
         print(f"ready after {running.ready_seconds:.1f} s")
