@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -51,6 +52,7 @@ def connect() -> Iterator[Engine]:
     except ImportError as error:
         raise MissingExtra("The Docker engine's client", "docker", missing=error.name or "docker") from error
     errors = docker_errors()
+    _knock(_address())
     try:
         client = docker.from_env(timeout=_TIMEOUT_SECONDS)
     except (errors.DockerException, RequestException, ValueError) as error:
@@ -176,8 +178,8 @@ def split_name(image: str) -> tuple[str, str]:
 
 
 def _no_connection(error: Exception) -> DeployError:
-    address = os.environ.get("DOCKER_HOST") or _address_of_context()
-    text = str(error)
+    address = _address()
+    text = f"{type(error).__name__}: {error}"
     if "PermissionError" in text or "Permission denied" in text:
         return EnginePermission(address)
     why = "its socket does not exist" if "FileNotFoundError" in text else text
@@ -185,7 +187,20 @@ def _no_connection(error: Exception) -> DeployError:
     return EngineNotRunning(address, redacted(why))
 
 
-def _address_of_context() -> str:
-    """Address of the current Docker context, for messages."""
+def _knock(address: str) -> None:
+    """Try a local engine's socket: the docker package forgets to close it when nobody answers."""
+    if not address.startswith("unix://"):
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(address.removeprefix("unix://"))
+        except OSError as error:
+            raise _no_connection(error) from error
+
+
+def _address() -> str:
+    """Address of the engine: DOCKER_HOST, or that of the current Docker context."""
+    if host := os.environ.get("DOCKER_HOST"):
+        return host
     context = importlib.import_module("docker.context").ContextAPI.get_current_context()
     return str(context.Host) if context is not None and context.Host else _DEFAULT
