@@ -43,7 +43,7 @@ class AnalysisSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     alpha: float = Field(default=0.01, gt=0, lt=1)
-    """Largest probability that a candidate as good as the stable revision is ever rolled back."""
+    """Largest probability that a candidate with the stable error rate is rolled back for its errors."""
     min_requests: int = Field(default=100, ge=1)
     """Requests to the candidate below which an analysis is undecided, never passed."""
     max_error_increase: float = Field(default=0.01, ge=0, le=1)

@@ -32,7 +32,8 @@ def analyse(stable: CallStats, candidate: CallStats, spec: AnalysisSpec) -> Verd
     """Compare what both revisions answered since the rollout began.
 
     Every bound is a confidence sequence, so it may be asked after every request; the probability that a
-    candidate as good as the stable revision is ever rolled back by it is at most `spec.alpha`.
+    candidate with the stable revision's error rate is ever rolled back for its errors is at most `spec.alpha`.
+    The latency check has no such promise: its limit is an estimate that moves with the stable revision's p95.
     """
     # Two shares are bounded for errors and one for latency, so each gets a third.
     alpha = spec.alpha / 3
