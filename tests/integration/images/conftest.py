@@ -45,8 +45,7 @@ def engine() -> Iterator[Any]:
     yield client
     for container in client.containers.list(all=True, filters={"label": f"{TEST_LABEL}={MARK}"}):
         container.remove(force=True)
-    for image in client.images.list(filters={"label": f"{TEST_LABEL}={MARK}"}):
-        client.images.remove(image.id, force=True)
+    _remove_images(client)
     for name in RUNTIMES:
         runtime = find_image(client, name)
         if runtime is not None and runtime.id not in before:
@@ -54,6 +53,22 @@ def engine() -> Iterator[Any]:
             with contextlib.suppress(errors.APIError):
                 client.images.remove(name)
     connection.__exit__(None, None, None)
+
+
+def _remove_images(client: Any) -> None:
+    """Remove the images of these tests; those built on others go first, which the engine insists on."""
+    refusals: list[str] = []
+    while images := client.images.list(filters={"label": f"{TEST_LABEL}={MARK}"}):
+        before = len(refusals)
+        for image in images:
+            try:
+                client.images.remove(image.id, force=True)
+            except docker_errors().ImageNotFound:
+                continue
+            except docker_errors().APIError as error:
+                refusals.append(f"{image.tags or image.id}: {error.explanation}")
+        if len(refusals) - before == len(images):
+            raise AssertionError(f"images of the tests cannot be removed: {refusals[before:]}")
 
 
 @pytest.fixture(scope="session", autouse=True)
