@@ -8,7 +8,7 @@ LOCK := requirements/py311.txt
 CONSTRAINT = $(shell $(BIN)/python -c 'import sys; print("-c $(LOCK)" if sys.version_info[:2] == (3, 11) else "")')
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo demo-check test lint bench bench-serving bench-gateway docs clean
+.PHONY: help demo demo-check test lint bench bench-serving bench-gateway bench-conversion docs docs-estimators clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -40,7 +40,7 @@ lint: $(VENV)/.test ## ruff and mypy --strict
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-bench: bench-serving bench-gateway ## Run the benchmarks; they print ratios and fail below their bars
+bench: bench-serving bench-gateway bench-conversion ## Run the benchmarks; they print ratios and fail below their bars
 
 bench-serving: $(VENV)/.test ## The scoring server against MLflow's and against its floor
 	@$(BIN)/python -m pytest tests/benchmarks/serving -m benchmark -s
@@ -48,8 +48,14 @@ bench-serving: $(VENV)/.test ## The scoring server against MLflow's and against 
 bench-gateway: $(VENV)/.test ## The way through the gateway against the direct one
 	@$(BIN)/python -m pytest tests/benchmarks/gateway -m benchmark -s
 
+bench-conversion: $(VENV)/.test ## What int8 and pruning gain over PyTorch's eager mode
+	@$(BIN)/python -m pytest tests/benchmarks/conversion -m benchmark -s
+
 docs: $(VENV)/.test ## Write the generated parts of the documentation again
 	@$(BIN)/python docs/generate.py
+
+docs-estimators: $(VENV)/.test ## Convert and measure all models of the table in docs/estimators.md again
+	@$(BIN)/python -m tests.integration.conversion.table
 
 clean: ## Remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache dist build

@@ -14,7 +14,18 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def generated() -> dict[str, str]:
     """Name of each generated part and its text."""
-    return {"settings": CliRunner().invoke(settings, ["--markdown"], catch_exceptions=False).output.strip()}
+    parts = {"settings": CliRunner().invoke(settings, ["--markdown"], catch_exceptions=False).output.strip()}
+    speed = ROOT / "docs" / "serving_speed.md"
+    # Only a run of the benchmark writes it; without one the part stays as it is.
+    if speed.exists():
+        parts["serving speed"] = _table(speed)
+    return parts
+
+
+def _table(path: Path) -> str:
+    """The lines of the table in a document that a benchmark wrote, with what it says about the run."""
+    paragraphs = path.read_text(encoding="utf-8").strip().split("\n\n")
+    return "\n\n".join(paragraphs[1:])
 
 
 def with_parts(text: str, parts: dict[str, str]) -> str:

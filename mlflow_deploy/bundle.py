@@ -89,6 +89,9 @@ class Servable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         batchable: rows of separate requests may be stacked into one call.
         precision: fp32, fp16 or int8.
         requirements: what the server process must have installed, as pip requirement lines.
+        options: how the form's runtime is set up, in the words of its flavor; empty for its defaults.
+        sealed: encrypted file, relative to the bundle, that holds what is at `path` when it is opened; empty
+            for a servable in the clear.
     """
 
     kind: str
@@ -99,6 +102,8 @@ class Servable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     batchable: bool = True
     precision: str = "fp32"
     requirements: tuple[str, ...] = ()
+    options: dict[str, Any] = {}
+    sealed: str = ""
 
 
 class ModelSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -12,12 +12,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mlflow_deploy.errors import ConfigError, InvalidName, UnknownSetting
 from mlflow_deploy.settings import ServingSettings
 
-Format = Literal["auto", "onnx", "pyfunc"]
+Format = Literal["auto", "onnx", "torchscript", "torch_export", "savedmodel", "tflite", "pmml", "pyfunc"]
+
+Precision = Literal["fp32", "fp16", "int8", "auto"]
 
 # Also a DNS label with room for a suffix such as "-r12", so that one name fits folder, container and Service.
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,51}[a-z0-9])?")
@@ -33,8 +35,17 @@ class ParitySpec(BaseModel):
     """Relative tolerance of numbers; unset = by precision."""
     atol: float | None = Field(default=None, ge=0)
     """Absolute tolerance of numbers; unset = by precision."""
+    beyond: float | None = Field(default=None, ge=0, lt=1)
+    """Share of rows whose numbers may be further off; unset = by precision."""
+    agreement: float | None = Field(default=None, gt=0, le=1)
+    """Share of rows whose label must be the same; unset = by precision."""
     data: str | None = None
     """Parquet or CSV file with validation rows; unset = the rows that the model's run logged."""
+
+    @property
+    def tolerances(self) -> dict[str, float | None]:
+        """The tolerances by name, None where the precision decides."""
+        return self.model_dump(include={"rtol", "atol", "beyond", "agreement"})
 
 
 class AnalysisSpec(BaseModel):
@@ -52,6 +63,17 @@ class AnalysisSpec(BaseModel):
     """How many times the p95 of the stable revision the candidate's answers may take; 0 = any."""
     max_latency_ms: float = Field(default=0, ge=0)
     """Latency in milliseconds that 95 % of the candidate's answers must keep within; 0 = any."""
+    max_answer_shift: float = Field(default=0.25, ge=0, le=1)
+    """How far the distribution of the candidate's answers may lie from the stable revision's, as the largest
+    difference of their shares up to any answer, 0 to 1; 0 = not compared."""
+    max_disagreement: float = Field(default=0.01, ge=0, lt=1)
+    """Share of rows that a shadow may answer differently than the stable revision."""
+    shadow_rtol: float = Field(default=0.01, ge=0)
+    """Relative difference from which on a number of a shadow's answer counts as different."""
+    shadow_atol: float = Field(default=1e-6, ge=0)
+    """Absolute difference that is allowed besides."""
+    max_quality_drop: float = Field(default=0.02, ge=0, le=1)
+    """Share of wrong answers that the candidate may have above the stable revision, where labels come."""
 
 
 class DockerSpec(BaseModel):
@@ -59,8 +81,6 @@ class DockerSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    replicas: int = Field(default=1, ge=1, le=100)
-    """Containers of each revision; more than one needs gateway=envoy."""
     cpus: float = Field(default=0, ge=0)
     """CPUs that each container may use; 0 = no limit."""
     memory: str = Field(default="", pattern=_SIZE)
@@ -104,6 +124,35 @@ class DockerSpec(BaseModel):
         return value
 
 
+class EnvoySpec(BaseModel):
+    """What the gateway does besides sharing the traffic; targets `local` and `docker`, gateway=envoy."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    sticky: str = Field(default="", pattern=r"^((header|cookie):[A-Za-z0-9_.-]+)?$")
+    """Keep requests with the same value on one revision and replica, as header:NAME or cookie:NAME; a client
+    without the cookie gets one."""
+    sticky_seconds: int = Field(default=0, ge=0)
+    """Lifetime of the sticky cookie; 0 = until the browser is closed."""
+    request_timeout_seconds: float | None = Field(default=None, ge=0)
+    """How long a request may take, retries included, before it gets 504; 0 = no limit; unset = five seconds
+    more than serving.deadline_seconds."""
+    idle_timeout_seconds: float = Field(default=300.0, ge=0)
+    """After how long an unused connection of a client is closed; 0 = never."""
+    retry_predictions: bool = True
+    """Ask another replica for a prediction when one breaks the connection before it answered."""
+    rate_limit: int = Field(default=0, ge=0)
+    """Requests other than GET and HEAD let through each second; more get 429; 0 = no limit."""
+    max_requests: int = Field(default=1024, ge=1)
+    """Requests at once in each revision; more get 503."""
+    max_connections: int = Field(default=10_000, ge=1)
+    """Connections of clients at once; more are closed. It cannot be changed later."""
+    threads: int = Field(default=1, ge=1, le=256)
+    """Threads of the gateway. It cannot be changed later."""
+    access_log: bool = False
+    """Write a JSON line for each request, with its revision, into the gateway's log."""
+
+
 class DeploymentSpec(BaseModel):
     """What the user asks of a deployment."""
 
@@ -111,17 +160,29 @@ class DeploymentSpec(BaseModel):
 
     format: Format = "auto"
     """Servable to run: `auto` takes the fastest that passes the parity check, pyfunc last."""
+    precision: Precision = "fp32"
+    """Numbers that the servable computes with; `int8` and `fp16` are refused where they cannot work or fail the
+    parity check, `auto` takes the fastest that passes it."""
     host: str = "127.0.0.1"
     """Address to listen on."""
     port: int | None = Field(default=None, ge=1, le=65535)
     """Port to listen on; unset = a free one is picked and kept for the life of the deployment."""
-    gateway: Literal["none", "envoy"] = "none"
-    """What stands in front of the revisions. `envoy` shares traffic and loses no request in an update; it needs
-    the extra `gateway`, and cannot be changed later."""
-    strategy: Literal["recreate", "blue-green", "canary"] = "recreate"
-    """How an update moves the traffic; all but `recreate` need gateway=envoy."""
+    gateway: Literal["auto", "none", "envoy"] = "auto"
+    """What stands in front of the revisions. `envoy` shares traffic and loses no request in an update; on
+    target `local` it needs the extra `gateway`. `auto` = envoy where it can run. It cannot be changed later."""
+    envoy: EnvoySpec = EnvoySpec()
+    """Settings of the gateway."""
+    replicas: int = Field(default=1, ge=1, le=100)
+    """Processes or containers that each revision runs; more than one needs a gateway."""
+    keep_revisions: int = Field(default=0, ge=0, le=20)
+    """Former stable revisions that go on running without traffic, so that a rollback is instant and the header
+    X-Revision reaches them; needs a gateway."""
+    strategy: Literal["recreate", "rolling", "blue-green", "canary", "shadow"] = "recreate"
+    """How an update moves the traffic; all but `recreate` need a gateway."""
     canary_steps: tuple[Annotated[int, Field(ge=1, le=100)], ...] = (10, 50)
     """Shares of the traffic in percent that a canary gets one after the other, such as 10,50."""
+    shadow_percent: int = Field(default=100, ge=1, le=100)
+    """Share of the requests in percent that a shadow gets copies of."""
     step_seconds: float = Field(default=30.0, ge=0)
     """How long each step of a rollout lasts at least."""
     step_requests: int = Field(default=0, ge=0)
@@ -138,6 +199,16 @@ class DeploymentSpec(BaseModel):
     """Settings of the scoring server."""
     docker: DockerSpec = DockerSpec()
     """Settings of target `docker`; the other targets ignore them."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_earlier_records(cls, value: Any) -> Any:
+        """Earlier records have the number of replicas as docker.replicas."""
+        docker = value.get("docker") if isinstance(value, Mapping) else None
+        if not isinstance(docker, Mapping) or "replicas" not in docker:
+            return value
+        rest = {key: part for key, part in docker.items() if key != "replicas"}
+        return {"replicas": docker["replicas"], **value, "docker": rest}
 
     @field_validator("canary_steps", mode="before")
     @classmethod

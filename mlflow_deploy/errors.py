@@ -63,7 +63,8 @@ class UnknownSetting(ConfigError):
 
     def __init__(self, key: str, known: Iterable[str]) -> None:
         known = sorted(known)
-        guess = nearest(key, known)
+        # Settings move between groups: the same name elsewhere is the likeliest.
+        guess = nearest(key.rpartition(".")[2] if key.rpartition(".")[2] in known else key, known)
         super().__init__(
             f"Unknown setting {key!r}" + (f": {guess}" if guess else ""),
             hint=f"Known settings: {', '.join(known)}",
@@ -251,6 +252,47 @@ class RevisionNotFound(TargetError):
         super().__init__(
             f"Deployment {name!r} has no revision {revision}",
             hint=f"Revisions: {', '.join(str(number) for number in sorted(known))}",
+        )
+
+
+class RevisionInUse(TargetError):
+    """The revision cannot be removed now."""
+
+    code = "REVISION_IN_USE"
+    mlflow_code = "INVALID_STATE"
+
+    def __init__(self, name: str, revision: int, why: str, hint: str) -> None:
+        super().__init__(
+            f"Revision {revision} of deployment {name!r} cannot be removed", why=why, hint=hint
+        )
+
+
+class EndpointDeploymentNotFound(TargetError):
+    """The endpoint has no deployment of this name."""
+
+    code = "ENDPOINT_DEPLOYMENT_NOT_FOUND"
+    mlflow_code = "RESOURCE_DOES_NOT_EXIST"
+
+    def __init__(self, endpoint: str, name: str, known: Iterable[str]) -> None:
+        known = sorted(known)
+        guess = nearest(name, known)
+        super().__init__(
+            f"Endpoint {endpoint!r} has no deployment {name!r}" + (f": {guess}" if guess else ""),
+            hint=f"Deployments in it: {', '.join(known)}",
+        )
+
+
+class EndpointDeploymentExists(TargetError):
+    """The name is taken in the endpoint."""
+
+    code = "ENDPOINT_DEPLOYMENT_EXISTS"
+    mlflow_code = "RESOURCE_ALREADY_EXISTS"
+
+    def __init__(self, endpoint: str, name: str) -> None:
+        super().__init__(
+            f"Endpoint {endpoint!r} already has a deployment {name!r}",
+            hint=f"Change it with `mlflow deployments update --endpoint {endpoint} --name {name}`, or choose "
+            "another name",
         )
 
 

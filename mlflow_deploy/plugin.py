@@ -51,7 +51,7 @@ mlflow_deploy runs model versions as supervised processes of this machine (targe
   mlflow deployments predict -t local --name NAME -I input.json
   mlflow deployments get     -t local --name NAME
   mlflow deployments list    -t local
-  mlflow deployments delete  -t local --name NAME
+  mlflow deployments delete  -t local --name NAME [-C revision=NUMBER]
   mlflow deployments run-local -t local --name NAME -m MODEL_URI    (in the foreground, until Ctrl-C)
 
 MODEL_URI is models:/NAME/VERSION, models:/NAME/STAGE, models:/NAME@ALIAS, models:/m-ID, runs:/RUN_ID/PATH
@@ -61,7 +61,11 @@ dataframe_records, inputs or instances as in MLflow's scoring protocol, or a lis
 Settings (-C key=value):
 {settings}
 
-Other commands: mlflow-deploy status, logs NAME -f, traffic, rollout, rollback, image, up (after a restart).
+Endpoints: each verb takes --endpoint ENDPOINT too. `create --endpoint E --name A` makes endpoint E or adds
+deployment A to it, `update-endpoint --endpoint E -C traffic=A=90,B=10` shares its requests.
+
+Other commands: mlflow-deploy plan NAME -m MODEL_URI (what an update would change), status, history,
+logs NAME -f, traffic, rollout, rollback, prune, image, up (after a restart).
 State is kept in MLFLOW_DEPLOY_HOME, by default in the user's state directory. `predict` sends the token in
 MLFLOW_DEPLOY_TOKEN and the client certificate in MLFLOW_DEPLOY_CLIENT_CERT where the deployment asks for them.
 """
@@ -131,11 +135,17 @@ class DeploymentClient(BaseDeploymentClient):
         config: Mapping[str, Any] | None = None,
         endpoint: str | None = None,
     ) -> dict[str, Any]:
-        """Deploy a model version under a new name; returns when it answers."""
-        from mlflow_deploy.lifecycle import release
+        """Deploy a model version under a new name; returns when it answers.
+
+        With an endpoint, add a deployment to it; the first one makes the endpoint.
+        """
+        from mlflow_deploy.lifecycle import endpoints, release
 
         with _mlflow_errors(), live_progress() as progress:
-            self._no_endpoint(endpoint)
+            if endpoint:
+                return endpoints.create_in(
+                    self._target, endpoint, name, model_uri, flavor=flavor, config=config, progress=progress
+                )
             return release.create(
                 self._target, name, model_uri, flavor=flavor, config=config, progress=progress
             )
@@ -149,10 +159,13 @@ class DeploymentClient(BaseDeploymentClient):
         endpoint: str | None = None,
     ) -> dict[str, Any]:
         """Replace what a deployment serves; the old revision serves until the new one is ready."""
-        from mlflow_deploy.lifecycle import release
+        from mlflow_deploy.lifecycle import endpoints, release
 
         with _mlflow_errors(), live_progress() as progress:
-            self._no_endpoint(endpoint)
+            if endpoint:
+                return endpoints.update_in(
+                    self._target, endpoint, name, model_uri, flavor=flavor, config=config, progress=progress
+                )
             return release.update(
                 self._target, name, model_uri, flavor=flavor, config=config, progress=progress
             )
@@ -160,48 +173,65 @@ class DeploymentClient(BaseDeploymentClient):
     def delete_deployment(
         self, name: str, config: Mapping[str, Any] | None = None, endpoint: str | None = None
     ) -> None:
-        """Drain and remove a deployment; one that does not exist is no error."""
-        from mlflow_deploy.lifecycle import release
+        """Drain and remove a deployment; one that does not exist is no error.
+
+        Args:
+            config: `revision` removes only that revision, which must carry no traffic.
+        """
+        from mlflow_deploy.lifecycle import endpoints, release, revisions
 
         with _mlflow_errors():
-            self._no_endpoint(endpoint)
-            for key in config or {}:
-                raise UnknownSetting(key, [])
-            release.delete(self._target, name)
+            number = _revision(config)
+            if endpoint:
+                if number:
+                    raise ConfigError("An endpoint's deployment goes by its name", hint="Leave revision= out")
+                endpoints.delete_in(self._target, endpoint, name)
+            elif number:
+                revisions.delete_revision(self._target, name, number)
+            else:
+                release.delete(self._target, name)
 
     def list_deployments(self, endpoint: str | None = None) -> list[dict[str, Any]]:
-        """All deployments of the target, by name."""
-        from mlflow_deploy.lifecycle import release
+        """All deployments of the target, or those in an endpoint, by name."""
+        from mlflow_deploy.lifecycle import endpoints, release
 
         with _mlflow_errors():
-            self._no_endpoint(endpoint)
+            if endpoint:
+                return endpoints.list_in(self._target, endpoint)
             return [release.describe(self._target, record) for record in self._target.records()]
 
     def get_deployment(self, name: str, endpoint: str | None = None) -> dict[str, Any]:
         """One deployment: name, flavor, target, url, status, revision, model and more."""
-        from mlflow_deploy.lifecycle import release
+        from mlflow_deploy.lifecycle import endpoints, release
 
         with _mlflow_errors():
-            self._no_endpoint(endpoint)
+            if endpoint:
+                return endpoints.describe_in(self._target, endpoint, name)
             return release.describe(self._target, self._target.require(name))
 
     def predict(
         self, deployment_name: str | None = None, inputs: Any = None, endpoint: str | None = None
     ) -> PredictionsResponse:
-        """Send rows to a deployment.
+        """Send rows to a deployment, or to an endpoint as its traffic goes.
 
         Args:
+            deployment_name: with an endpoint, the deployment in it that shall answer whatever the traffic says.
             inputs: a DataFrame, a body of MLflow's scoring protocol (`{"dataframe_split": ...}` and the like),
                 an array or nested list, or a mapping from tensor name to array.
         """
+        from mlflow_deploy.lifecycle import endpoints
+
         with _mlflow_errors():
-            self._no_endpoint(endpoint)
-            if not deployment_name:
+            name = endpoint or deployment_name
+            if not name:
                 raise ConfigError("No deployment was named", hint="Give --name NAME")
-            record = self._target.require(deployment_name)
+            record, revision = self._target.require(name), 0
+            if endpoint and deployment_name:
+                revision = endpoints.forced_revision(self._target, record, deployment_name)
             certificate = record.stable.spec.get("serving", {}).get("tls_cert") or True
             url = self._target.url(record)
-            return PredictionsResponse(post(deployment_name, url, request_body(inputs), certificate))
+            answer = post(name, url, request_body(inputs), certificate, revision=revision)
+            return PredictionsResponse(answer)
 
     def explain(
         self, deployment_name: str | None = None, df: pd.DataFrame | None = None, endpoint: str | None = None
@@ -209,33 +239,56 @@ class DeploymentClient(BaseDeploymentClient):
         """Explanations are not offered by this target yet."""
         self._unsupported("explanations")
 
-    def create_endpoint(self, name: str, config: Mapping[str, Any] | None = None) -> Any:
-        """Endpoints are not offered: a deployment has its own stable address."""
-        self._unsupported("endpoints")
+    def create_endpoint(self, name: str, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Make an endpoint with its first deployment: `config` has `model_uri` and settings."""
+        from mlflow_deploy.lifecycle import endpoints
 
-    def update_endpoint(self, endpoint: str, config: Mapping[str, Any] | None = None) -> Any:
-        """Endpoints are not offered: a deployment has its own stable address."""
-        self._unsupported("endpoints")
+        with _mlflow_errors(), live_progress() as progress:
+            return endpoints.create_endpoint(self._target, name, config, progress=progress)
 
-    def delete_endpoint(self, endpoint: str) -> Any:
-        """Endpoints are not offered: a deployment has its own stable address."""
-        self._unsupported("endpoints")
+    def update_endpoint(self, endpoint: str, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Share the requests of an endpoint among its deployments: `config` has `traffic`."""
+        from mlflow_deploy.lifecycle import endpoints
 
-    def list_endpoints(self) -> Any:
-        """Endpoints are not offered: a deployment has its own stable address."""
-        self._unsupported("endpoints")
+        with _mlflow_errors(), live_progress() as progress:
+            return endpoints.update_endpoint(self._target, endpoint, config, progress=progress)
 
-    def get_endpoint(self, endpoint: str) -> Any:
-        """Endpoints are not offered: a deployment has its own stable address."""
-        self._unsupported("endpoints")
+    def delete_endpoint(self, endpoint: str) -> None:
+        """Drain and remove an endpoint with all deployments in it; one that does not exist is no error."""
+        from mlflow_deploy.lifecycle import release
+
+        with _mlflow_errors():
+            release.delete(self._target, endpoint)
+
+    def list_endpoints(self) -> list[dict[str, Any]]:
+        """All endpoints of the target, by name; every deployment is one."""
+        from mlflow_deploy.lifecycle import endpoints
+
+        with _mlflow_errors():
+            records = self._target.records()
+            return [endpoints.describe_endpoint(self._target, record.name) for record in records]
+
+    def get_endpoint(self, endpoint: str) -> dict[str, Any]:
+        """One endpoint: name, url, status, traffic by deployment, and the deployments in it."""
+        from mlflow_deploy.lifecycle import endpoints
+
+        with _mlflow_errors():
+            return endpoints.describe_endpoint(self._target, endpoint)
 
     def _unsupported(self, what: str) -> None:
         with _mlflow_errors():
             raise Unsupported(self._target.name, what)
 
-    def _no_endpoint(self, endpoint: str | None) -> None:
-        if endpoint:
-            raise Unsupported(self._target.name, "endpoints", "Leave --endpoint out and use --name")
+
+def _revision(config: Mapping[str, Any] | None) -> int:
+    """The revision that `delete` names, 0 for the whole deployment."""
+    for key in config or {}:
+        if key != "revision":
+            raise UnknownSetting(key, ["revision"])
+    text = str((config or {}).get("revision", ""))
+    if text and not (text.isdecimal() and int(text)):
+        raise ConfigError(f"Setting revision={text} cannot be used", why="a revision is a number from 1")
+    return int(text or 0)
 
 
 # --- errors at the door ------------------------------------------------------------------------------------

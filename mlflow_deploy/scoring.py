@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from mlflow_deploy.errors import DeploymentUnavailable, InvalidInput, PredictionError
+from mlflow_deploy.gateway.spec import REVISION_HEADER
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,11 +85,14 @@ def _loads(text: str) -> Any:
     return msgspec.json.decode(text.encode())
 
 
-def post(name: str, url: str, body: dict[str, Any], verify: str | bool) -> dict[str, Any]:
+def post(
+    name: str, url: str, body: dict[str, Any], verify: str | bool, *, revision: int = 0
+) -> dict[str, Any]:
     """POST a body to a deployment's /invocations and return its answer.
 
     Args:
         verify: file with the certificate to trust, or True for those of the system.
+        revision: the revision that shall answer, whatever the traffic says; 0 = as the traffic says.
     """
     import msgspec
     import requests
@@ -96,6 +100,8 @@ def post(name: str, url: str, body: dict[str, Any], verify: str | bool) -> dict[
     headers = {"Content-Type": "application/json"}
     if token := os.environ.get("MLFLOW_DEPLOY_TOKEN"):
         headers["Authorization"] = f"Bearer {token}"
+    if revision:
+        headers[REVISION_HEADER] = str(revision)
     try:
         with requests.Session() as session:
             # A proxy of the environment has no business between this machine and itself.

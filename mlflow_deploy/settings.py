@@ -65,6 +65,11 @@ class ServingSettings:
     tls_cert: str = setting("", "Certificate file in PEM form; with tls_key the server speaks TLS")
     tls_key: str = setting("", "Private key file of tls_cert in PEM form")
     tls_client_ca: str = setting("", "CA file in PEM form; when given, callers need a certificate of this CA")
+    seal_key: str = setting(
+        "",
+        "Where the key of a sealed model comes from: file:PATH, env:NAME or command:PROGRAM ARGUMENTS; unset = "
+        "as the environment variable MLFLOW_DEPLOY_SEAL_KEY says",
+    )
     grpc: bool = setting(False, "Also speak the Open Inference Protocol over gRPC")
     grpc_port: int = setting(0, "Port of gRPC; 0 = the target chooses, or else the HTTP port plus one")
     page: bool = setting(True, "Serve the human page at / and the OpenAPI document at /openapi.json")

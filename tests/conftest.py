@@ -13,6 +13,7 @@ import pytest
 
 from mlflow_deploy.targets.local import LocalTarget
 from mlflow_deploy.targets.supervisor import Supervisor
+from tests.engine import real_engine
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -39,6 +40,13 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def target(home: Path) -> LocalTarget:
     """The local target in a private state folder."""
     return LocalTarget(home)
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[Any]:
+    """A client of the Docker engine; tests are skipped, with the reason, when none answers."""
+    with real_engine() as client:
+        yield client
 
 
 def load_project(name: str, *modules: str) -> dict[str, Any]:

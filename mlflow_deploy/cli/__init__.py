@@ -12,15 +12,24 @@ from mlflow_deploy import __version__
 from mlflow_deploy.errors import DeployError
 
 COMMANDS: dict[str, str] = {
+    "convert": "mlflow_deploy.cli.convert:convert",
     "demo": "mlflow_deploy.cli.demo:demo",
     "down": "mlflow_deploy.cli.machine:down",
+    "formats": "mlflow_deploy.cli.formats:formats",
+    "history": "mlflow_deploy.cli.history:history",
     "image": "mlflow_deploy.cli.image:image",
+    "keys": "mlflow_deploy.cli.seal:keys",
     "logs": "mlflow_deploy.cli.logs:logs",
+    "optimise": "mlflow_deploy.cli.optimise:optimise",
+    "plan": "mlflow_deploy.cli.plan:plan",
+    "prune": "mlflow_deploy.cli.prune:prune",
     "rollback": "mlflow_deploy.cli.traffic:rollback",
     "rollout": "mlflow_deploy.cli.rollout:rollout",
+    "seal": "mlflow_deploy.cli.seal:seal",
     "settings": "mlflow_deploy.cli.settings:settings",
     "status": "mlflow_deploy.cli.status:status",
     "traffic": "mlflow_deploy.cli.traffic:traffic",
+    "unseal": "mlflow_deploy.cli.seal:unseal",
     "up": "mlflow_deploy.cli.machine:up",
 }
 """Command -> `module:object`."""

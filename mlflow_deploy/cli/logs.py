@@ -6,19 +6,21 @@ from collections import deque
 
 import click
 
+from mlflow_deploy.cli.options import target_option
+
 
 @click.command()
 @click.argument("name")
-@click.option("-t", "--target", default="local", show_default=True, help="Target of the deployment.")
+@target_option
 @click.option("-r", "--revision", type=int, help="Revision; the one that serves when left out.")
 @click.option("-f", "--follow", is_flag=True, help="Go on printing as lines are written.")
 @click.option("-n", "--lines", type=click.IntRange(min=0), help="Print only the last N lines.")
-def logs(name: str, target: str, revision: int | None, follow: bool, lines: int | None) -> None:
+def logs(name: str, target: str | None, revision: int | None, follow: bool, lines: int | None) -> None:
     """Print the log of the deployment NAME."""
     from mlflow_deploy.errors import ConfigError
-    from mlflow_deploy.targets import open_target
+    from mlflow_deploy.targets.finder import find_target
 
-    place = open_target(target)
+    place = find_target(name, target)
     record = place.require(name)
     number = record.stable.number if revision is None else revision
     known = [str(each.number) for each in record.revisions]

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-_COLORS = {"ready": "green", "unavailable": "yellow", "starting": "yellow", "failed": "red", "stopped": "red"}
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_COLORS = {
+    "ready": "green",
+    "unavailable": "yellow",
+    "starting": "yellow",
+    "failed": "red",
+    "stopped": "red",
+    "done": "green",
+    "started": "yellow",
+    "rolled_back": "red",
+}
+_NONE = "No deployments. Make one with: mlflow deployments create -t local --name NAME -m MODEL_URI"
 
 
 def show_deployments(
@@ -18,50 +31,64 @@ def show_deployments(
     if as_json:
         click.echo(json.dumps(list(deployments), indent=2))
         return
-    if not deployments:
-        click.echo(
-            "No deployments. Make one with: mlflow deployments create -t local --name NAME -m MODEL_URI"
-        )
-        return
     from rich.console import Console
+
+    Console().print(deployments_view(deployments, revisions=revisions))
+
+
+def deployments_view(deployments: Sequence[dict[str, Any]], *, revisions: bool = False) -> RenderableType:
+    """What `show_deployments` prints, for a live view too."""
+    from rich.console import Group
+    from rich.markup import escape
+
+    if not deployments:
+        return _NONE
+    parts: list[RenderableType] = [_table(deployments)]
+    if revisions:
+        parts += [part for row in deployments for part in ("", _revisions(row))]
+    for row in deployments:
+        rollout = row["rollout"]
+        if rollout and not rollout["outcome"]:
+            parts.append(escape(f"{row['name']}: {_rollout(rollout, row['traffic'])}"))
+        if row["detail"]:
+            parts.append(escape(f"{row['name']}: {row['detail']}"))
+    return Group(*parts)
+
+
+def _table(deployments: Sequence[dict[str, Any]]) -> RenderableType:
     from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("NAME", "STATUS", "REV", "MODEL", "FORMAT", "URL"):
+    for column in ("NAME", "TARGET", "STATUS", "UPDATE", "REV", "MODEL", "FORMAT", "URL"):
         table.add_column(column, overflow="fold")
     for row in deployments:
-        color = _COLORS[row["status"]]
         table.add_row(
             row["name"],
-            f"[{color}]{row['status']}[/{color}]",
+            row["target"],
+            _colored(row["status"]),
+            _colored(row["last_update"]),
             str(row["revision"]),
             escape(row["resolved_uri"]),
             row["format"],
             row["url"],
         )
-    console = Console()
-    console.print(table)
-    if revisions:
-        for row in deployments:
-            console.print()
-            console.print(_revisions(row))
-    for row in deployments:
-        if row["detail"]:
-            console.print(f"{row['name']}: {escape(row['detail'])}")
+    return table
 
 
-def _revisions(deployment: dict[str, Any]) -> object:
+def _revisions(deployment: dict[str, Any]) -> RenderableType:
     from rich.markup import escape
     from rich.table import Table
 
+    named = any(row["name"] != str(row["revision"]) for row in deployment["revisions"])
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("REV", "TRAFFIC", "STATUS", "MODEL", "FORMAT", "SINCE"):
+    for column in ("REV", *(["NAME"] if named else []), "TRAFFIC", "STATUS", "MODEL", "FORMAT", "SINCE"):
         table.add_column(column, overflow="fold")
     for row in deployment["revisions"]:
         color = _COLORS[row["status"]] if row["traffic"] else "dim"
         table.add_row(
             str(row["revision"]),
+            *([row["name"]] if named else []),
             f"{row['traffic']} %",
             f"[{color}]{row['status']}[/{color}]",
             escape(row["model_uri"]),
@@ -69,3 +96,15 @@ def _revisions(deployment: dict[str, Any]) -> object:
             row["created_at"],
         )
     return table
+
+
+def _rollout(rollout: dict[str, Any], traffic: dict[str, int]) -> str:
+    """One line on a rollout that goes on."""
+    share = traffic.get(str(rollout["candidate"]), 0)
+    line = f"{rollout['strategy']} of revision {rollout['candidate']} at {share} %"
+    last = rollout["events"][-1] if rollout["events"] else None
+    return f"{line}; last step {last['decision']}: {last['reason']}" if last else line
+
+
+def _colored(word: str) -> str:
+    return f"[{_COLORS[word]}]{word}[/{_COLORS[word]}]" if word else ""

@@ -6,4 +6,10 @@ from mlflow_deploy.conversion.choose import Conversion, make_servable
 from mlflow_deploy.conversion.report import ParityReport, Tolerance
 from mlflow_deploy.conversion.validation import Validation
 
-__all__ = ["Conversion", "ParityReport", "Tolerance", "Validation", "make_servable"]
+__all__ = [
+    "Conversion",
+    "ParityReport",
+    "Tolerance",
+    "Validation",
+    "make_servable",
+]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mlflow_deploy.bundle import Servable
-from mlflow_deploy.conversion.feeds import Array
+from mlflow_deploy.conversion.answers import Answer
 from mlflow_deploy.conversion.native import NativeModel
 from mlflow_deploy.errors import MissingExtra
 
@@ -22,7 +22,10 @@ class Capability(enum.Enum):
     """Columns of text."""
 
     TENSOR = "tensor"
-    """Plain arrays as input, without column names."""
+    """One plain array as input, without column names."""
+
+    TENSORS = "tensors"
+    """Several tensors as input, or one that has a name."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,8 @@ class Converter(Protocol):
         """Values per column at which the model is known to change, for edge rows."""
         ...
 
-    def candidates(self, native: NativeModel, answer: Array) -> Iterator[Candidate]:
-        """Candidates, the one to be preferred first; `answer` is a native answer, whose dtype is kept."""
+    def candidates(self, native: NativeModel, answer: Answer) -> Iterator[Candidate]:
+        """Candidates, the one to be preferred first; `answer` is a native answer: form and dtypes are kept."""
         ...
 
 
@@ -69,31 +72,54 @@ class ConverterEntry:
         form: the form it makes, in the words of `-C format=`.
         module: dotted path of the converter module.
         extra: the extra of this package that installs what the module imports.
+        on_request: `format=auto` leaves it out: a form for exchange with other tools, not made to serve.
     """
 
     loader: str
     form: str
     module: str
     extra: str
+    on_request: bool = False
 
 
 CONVERTERS: tuple[ConverterEntry, ...] = (
     ConverterEntry("mlflow.sklearn", "onnx", "mlflow_deploy.conversion.sklearn_onnx", "sklearn"),
+    ConverterEntry(
+        "mlflow.sklearn", "pmml", "mlflow_deploy.conversion.sklearn_pmml", "pmml", on_request=True
+    ),
+    ConverterEntry("mlflow.xgboost", "onnx", "mlflow_deploy.conversion.xgboost_onnx", "boosting"),
+    ConverterEntry("mlflow.lightgbm", "onnx", "mlflow_deploy.conversion.lightgbm_onnx", "boosting"),
+    ConverterEntry("mlflow.onnx", "onnx", "mlflow_deploy.conversion.onnx_onnx", "sklearn"),
+    ConverterEntry("mlflow.pytorch", "onnx", "mlflow_deploy.conversion.torch_onnx", "torch"),
+    ConverterEntry("mlflow.pytorch", "torchscript", "mlflow_deploy.conversion.torch_script", "torch"),
+    ConverterEntry("mlflow.pytorch", "torch_export", "mlflow_deploy.conversion.torch_export", "torch"),
+    ConverterEntry("mlflow.tensorflow", "onnx", "mlflow_deploy.conversion.keras_onnx", "tensorflow"),
+    ConverterEntry("mlflow.tensorflow", "tflite", "mlflow_deploy.conversion.keras_tflite", "tensorflow"),
+    ConverterEntry(
+        "mlflow.tensorflow", "savedmodel", "mlflow_deploy.conversion.keras_savedmodel", "tensorflow"
+    ),
+    ConverterEntry("mlflow.keras", "onnx", "mlflow_deploy.conversion.keras_onnx", "tensorflow"),
+    ConverterEntry("mlflow.keras", "tflite", "mlflow_deploy.conversion.keras_tflite", "tensorflow"),
+    ConverterEntry("mlflow.keras", "savedmodel", "mlflow_deploy.conversion.keras_savedmodel", "tensorflow"),
 )
 """All converters; within one flavor the form that serves fastest stands first."""
 
 
 def converters_for(loader: str, form: str | None = None) -> list[ConverterEntry]:
-    """The converters that read models of this loader module, optionally only those that make `form`."""
-    return [entry for entry in CONVERTERS if entry.loader == loader and form in (None, entry.form)]
+    """The converters of this loader module: those that make `form`, or without it those that auto tries."""
+    entries = [entry for entry in CONVERTERS if entry.loader == loader]
+    return [entry for entry in entries if (entry.form == form if form else not entry.on_request)]
 
 
 def needs(native: NativeModel) -> frozenset[Capability]:
     """What a converter must be able to carry over for this model."""
     texts = any(column.type == "string" for column in native.columns)
-    if native.tensor is not None:
-        texts = native.tensor.dtype == "str"
-    wanted = {Capability.TEXT: texts, Capability.TENSOR: native.tensor is not None}
+    texts = texts or any(tensor.dtype == "str" for tensor in native.tensors)
+    wanted = {
+        Capability.TEXT: texts,
+        Capability.TENSOR: native.tensor is not None,
+        Capability.TENSORS: bool(native.tensors) and native.tensor is None,
+    }
     return frozenset(capability for capability, needed in wanted.items() if needed)
 
 

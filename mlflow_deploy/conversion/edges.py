@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from mlflow_deploy.conversion import tensor_edges
 from mlflow_deploy.conversion.native import NUMERIC, Column, NativeModel
 from mlflow_deploy.conversion.parity import Dataset, refer
+from mlflow_deploy.conversion.rows import count, take
+from mlflow_deploy.conversion.tensor_edges import BATCH
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from mlflow_deploy.conversion.rows import Rows
+
+Hints = Mapping[Any, tuple[Any, ...]]
+
 SEED = 20130101
-BATCH = 4096
 FEW = 16
+VARIED_ROWS = 512
+EXTREME_ROWS = 64
+"""Fewer than of other edge rows: they do not gate, and models refuse many of them one by one."""
+INVENTED = 256
+
+PROBED = 8
+"""How many numbers of tensors are tried as missing and as infinite; one that is refused refuses the tensor."""
 
 TEXTS = (
     "", " ", "unseen value", "Ünïcödé naïve café", "Привет, мир", "你好 世界 数据", "日本語テキスト",
@@ -35,24 +49,37 @@ EXTREMES = (1e-30, 16_777_217.0, 1e12, -1e12, 1e30, -1e30, 3e38, 1e300, -1e300)
 INTEGERS = (0, -1, 1, 1000, -1000, 2**24 + 1, -(2**24) - 1, 2**31 - 1, -(2**31))
 
 
-def columns_of(native: NativeModel) -> tuple[Column, ...]:
-    """The columns of the rows that a model takes; those of a tensor model are unnamed numbers or texts."""
-    if native.tensor is None:
-        return native.columns
-    width = native.tensor.shape[1] if len(native.tensor.shape) > 1 else 1
-    kind = "string" if native.tensor.dtype == "str" else "double"
-    return tuple(Column(name=index, type=kind) for index in range(width))  # type: ignore[arg-type]
-
-
-def edge_datasets(native: NativeModel, base: pd.DataFrame) -> Iterator[Dataset]:
+def edge_datasets(native: NativeModel, base: Rows) -> Iterator[Dataset]:
     """Data sets of edge rows made from real rows by changing values inside the signature.
 
     Args:
         base: at least one row that fits the signature.
     """
     rng = np.random.default_rng(SEED)
-    columns = [column for column in columns_of(native) if column.name in base.columns]
-    yield Dataset("single rows", _sample(base, rng, min(4, len(base))), single=True)
+    few = rng.choice(count(base), size=min(4, count(base)), replace=False)
+    yield Dataset("single rows", take(base, few.tolist()), single=True)
+    if isinstance(base, Mapping):
+        table = tensor_edges.tabulate(native, base)
+        hints = {
+            column.name: native.hints.get(column.name[1], ()) if native.tensor else ()
+            for column in table.columns
+        }
+        for dataset in _varied(table.columns, hints, table.frame, rng):
+            yield replace(dataset, rows=table.rows(cast("pd.DataFrame", dataset.rows)))
+        for name, rows in tensor_edges.other_sizes(native, base):
+            yield Dataset(name, rows)
+        if native.rows_at_once is None:
+            yield Dataset("large batch", tensor_edges.large_batch(base, rng))
+        return
+    columns = tuple(column for column in native.columns if column.name in base.columns)
+    yield from _varied(columns, native.hints, base, rng)
+    yield Dataset("large batch", _mix(base, columns, rng))
+
+
+def _varied(
+    columns: Sequence[Column], hints: Hints, base: pd.DataFrame, rng: np.random.Generator
+) -> Iterator[Dataset]:
+    """Data sets in which one value of a row is changed, or several are missing."""
     numbers = [column for column in columns if column.type in NUMERIC]
     texts = [column for column in columns if column.type == "string"]
     holes = [column for column in columns if column.type in HOLES]
@@ -62,56 +89,70 @@ def edge_datasets(native: NativeModel, base: pd.DataFrame) -> Iterator[Dataset]:
         yield Dataset("unseen and non-ASCII texts", _vary(base, texts, rng, lambda _: TEXTS))
     if numbers:
         yield Dataset("outliers", _vary(base, numbers, rng, lambda column: _outliers(base, column)))
-        extremes = _vary(base, numbers, rng, lambda column: _fit(EXTREMES, column))
+        extremes = _vary(base, numbers, rng, lambda column: _fit(EXTREMES, column), EXTREME_ROWS)
         yield Dataset("extreme numbers", extremes, gating=False)
-    if native.hints:
-        known = [column for column in columns if column.name in native.hints]
-        yield Dataset(
-            "values known to the model", _vary(base, known, rng, lambda column: _known(native, column))
-        )
-    yield Dataset("large batch", _mix(base, columns, rng))
+    known = [column for column in columns if hints.get(column.name)]
+    if known:
+        rows = _vary(base, known, rng, lambda column: _known(hints, column))
+        yield Dataset("values known to the model", rows)
 
 
-def refuses(native: NativeModel, base: pd.DataFrame, value: float) -> frozenset[Any]:
+def refuses(native: NativeModel, base: Rows, value: float) -> frozenset[Any]:
     """The columns in which the native model raises on a missing value or on Infinity.
 
     Args:
         base: rows that the native model answers.
         value: NaN or infinity; infinity is tried in columns of fractions only.
+
+    Returns:
+        Names of columns, or of tensors in which some number is refused.
     """
     types = HOLES if np.isnan(value) else FRACTIONS
+    if isinstance(base, Mapping):
+        table = tensor_edges.tabulate(native, base, PROBED)
+        columns, frame = table.columns, table.frame
+    else:
+        columns, frame = tuple(column for column in native.columns if column.name in base.columns), base
     refused = set()
-    for column in columns_of(native):
-        if column.name not in base.columns or column.type not in types:
+    for column in columns:
+        if column.type not in types:
             continue
-        row = base.iloc[[0]].reset_index(drop=True)
+        row = frame.iloc[[0]].reset_index(drop=True)
         # In place, because a new column of NaN alone would be numbers, also where texts belong.
-        row.loc[0, column.name] = value
-        if refer(native, Dataset("refused", row)).refused:
-            refused.add(column.name)
+        _put(row, 0, column, value)
+        rows = table.rows(row) if isinstance(base, Mapping) else row
+        if refer(native, Dataset("refused", rows)).refused:
+            refused.add(column.name[0] if isinstance(base, Mapping) else column.name)
     return frozenset(refused)
 
 
-def invent(native: NativeModel) -> pd.DataFrame:
+def _put(rows: pd.DataFrame, row: int, column: Column, value: Any) -> None:
+    """Set one cell; by position, since a pair as a name would be read as two."""
+    rows.iloc[row, list(rows.columns).index(column.name)] = value
+
+
+def invent(native: NativeModel) -> Rows:
     """Rows made from the signature alone, for a model without example: values the model knows, or noise."""
     import pandas as pd
 
     rng = np.random.default_rng(SEED)
+    if native.tensors:
+        return tensor_edges.invent_tensors(native, TEXTS, rng, INVENTED)
     data: dict[Any, Any] = {}
-    for column in columns_of(native):
-        known = _known(native, column)
+    for column in native.columns:
+        known = _known(native.hints, column)
         if known:
-            data[column.name] = [known[i] for i in rng.integers(0, len(known), 256)]
+            data[column.name] = [known[i] for i in rng.integers(0, len(known), INVENTED)]
         elif column.type == "string":
-            data[column.name] = [TEXTS[i] for i in rng.integers(0, len(TEXTS), 256)]
+            data[column.name] = [TEXTS[i] for i in rng.integers(0, len(TEXTS), INVENTED)]
         else:
-            data[column.name] = rng.normal(size=256) * rng.choice([0.1, 1.0, 10.0, 100.0], 256)
+            data[column.name] = rng.normal(size=INVENTED) * rng.choice([0.1, 1.0, 10.0, 100.0], INVENTED)
     return native.conform(pd.DataFrame(data))
 
 
-def _known(native: NativeModel, column: Column) -> tuple[Any, ...]:
+def _known(hints: Hints, column: Column) -> tuple[Any, ...]:
     """Values that the model knows for a column, in the column's type."""
-    values = native.hints.get(column.name, ())
+    values = hints.get(column.name, ())
     if column.type not in NUMERIC:
         return values
     return _typed([value for value in values if isinstance(value, (int, float))], column)
@@ -122,7 +163,7 @@ def _sample(base: pd.DataFrame, rng: np.random.Generator, count: int) -> pd.Data
     return base.iloc[chosen].reset_index(drop=True)
 
 
-def _holes(base: pd.DataFrame, columns: list[Column], rng: np.random.Generator) -> pd.DataFrame:
+def _holes(base: pd.DataFrame, columns: Sequence[Column], rng: np.random.Generator) -> pd.DataFrame:
     """One row per column with that column missing, then rows with several missing, then all."""
     rows = _sample(base, rng, 2 * len(columns) + FEW + 1)
     for index in range(len(rows)):
@@ -131,29 +172,30 @@ def _holes(base: pd.DataFrame, columns: list[Column], rng: np.random.Generator) 
         elif index < len(rows) - 1:
             gone = [column for column in columns if rng.random() < 0.4]
         else:
-            gone = columns
+            gone = list(columns)
         for column in gone:
-            rows.loc[index, column.name] = np.nan
+            _put(rows, index, column, np.nan)
     return rows
 
 
 def _vary(
     base: pd.DataFrame,
-    columns: list[Column],
+    columns: Sequence[Column],
     rng: np.random.Generator,
     values: Callable[[Column], tuple[Any, ...]],
+    limit: int = VARIED_ROWS,
 ) -> pd.DataFrame:
-    """Rows with one column changed to each of its values, at most 512 in all."""
+    """Rows with one column changed to each of its values, at most `limit` in all."""
     changes = [(column, value) for column in columns for value in values(column)]
-    if len(changes) > 512:
-        changes = [changes[i] for i in sorted(rng.choice(len(changes), 512, replace=False))]
+    if len(changes) > limit:
+        changes = [changes[i] for i in sorted(rng.choice(len(changes), limit, replace=False))]
     rows = _sample(base, rng, len(changes))
     for column in columns:
         if column.type in NUMERIC:
             continue
         rows[column.name] = rows[column.name].astype(object)
     for index, (column, value) in enumerate(changes):
-        rows.loc[index, column.name] = value
+        _put(rows, index, column, value)
     return rows
 
 
@@ -187,7 +229,7 @@ def _typed(values: Sequence[float], column: Column) -> tuple[Any, ...]:
     return tuple(dict.fromkeys(whole))
 
 
-def _mix(base: pd.DataFrame, columns: list[Column], rng: np.random.Generator) -> pd.DataFrame:
+def _mix(base: pd.DataFrame, columns: Sequence[Column], rng: np.random.Generator) -> pd.DataFrame:
     """4096 rows whose columns are drawn independently, and whose real numbers lie between those of the rows."""
     import pandas as pd
 

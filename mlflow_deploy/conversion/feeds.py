@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,15 +12,18 @@ from mlflow_deploy.bundle import Feed, Output, Servable
 if TYPE_CHECKING:
     import pandas as pd
 
+    from mlflow_deploy.conversion.answers import Answer
+    from mlflow_deploy.conversion.rows import Rows
+
 Array = np.ndarray[Any, Any]
 
 
-def build_feeds(feeds: Sequence[Feed], rows: pd.DataFrame) -> dict[str, Array]:
+def build_feeds(feeds: Sequence[Feed], rows: Rows) -> dict[str, Array]:
     """The graph's inputs for some rows.
 
     Args:
-        rows: the signature's columns; for a tensor model columns 0, 1, 2...; an optional column may be absent
-            and counts as missing.
+        rows: the signature's columns, of which an optional one may be absent and counts as missing; or for a
+            model of tensors an array for each.
 
     Returns:
         Arrays by input name: [rows, columns] for columns, the feed's shape for a tensor.
@@ -30,15 +33,27 @@ def build_feeds(feeds: Sequence[Feed], rows: pd.DataFrame) -> dict[str, Array]:
         return {feed.name: _feed(feed, rows) for feed in feeds}
 
 
-def _feed(feed: Feed, rows: pd.DataFrame) -> Array:
-    columns = rows if feed.tensor is not None else rows.reindex(columns=list(feed.columns))
-    values = _text(columns, feed) if feed.dtype == "str" else _numbers(columns, feed)
-    return values.reshape(feed.shape) if feed.tensor is not None else values
+def _feed(feed: Feed, rows: Rows) -> Array:
+    if isinstance(rows, Mapping):
+        return _tensor(rows[feed.tensor or ""], feed)
+    columns = rows.reindex(columns=list(feed.columns))
+    if feed.dtype == "str":
+        return _text(columns.to_numpy(dtype=object), columns.isna().to_numpy(), feed)
+    return _numbers(columns, feed)
 
 
-def _text(columns: pd.DataFrame, feed: Feed) -> Array:
-    values = columns.to_numpy(dtype=object)
-    missing = columns.isna().to_numpy()
+def _tensor(array: Array, feed: Feed) -> Array:
+    if feed.dtype == "str":
+        missing = np.asarray(
+            [value is None or value != value for value in array.ravel()], dtype=bool
+        ).reshape(array.shape)
+        array = _text(array, missing, feed)
+    else:
+        array = array.astype(feed.dtype, copy=False)
+    return array if len(feed.shape) == array.ndim else array.reshape(feed.shape)
+
+
+def _text(values: Array, missing: Array, feed: Feed) -> Array:
     out = np.empty(values.shape, dtype=object)
     for index, value in np.ndenumerate(values):
         out[index] = str(feed.missing) if missing[index] else str(value)
@@ -57,17 +72,24 @@ def _numbers(columns: pd.DataFrame, feed: Feed) -> Array:
     return columns.to_numpy(dtype=np.float64, na_value=fill).astype(dtype)
 
 
-def read_answer(servable: Servable, outputs: Sequence[Array]) -> Array:
-    """The answer of a servable whose `answer` is `array`, in the dtype that the native model gives.
+def read_answer(servable: Servable, outputs: Sequence[Array]) -> Answer:
+    """The answer of a servable in the types that the native model gives.
 
     Args:
         outputs: the graph's outputs in the order of `servable.outputs`.
     """
-    (output,) = servable.outputs
-    return _cast(outputs[0], output)
+    from mlflow_deploy.conversion.answers import Answer
+
+    arrays = [_cast(values, output) for values, output in zip(outputs, servable.outputs, strict=True)]
+    if servable.answer == "array":
+        (array,) = arrays
+        return Answer("array", {"": array})
+    names = [output.column or output.name for output in servable.outputs]
+    return Answer(servable.answer, dict(zip(names, arrays, strict=True)))
 
 
 def _cast(values: Array, output: Output) -> Array:
+    values = np.asarray(values)
     if output.squeeze and values.ndim > 1 and values.shape[-1] == 1:
         values = values[..., 0]
     return values.astype(object if output.dtype == "str" else output.dtype, copy=False)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, NodeProto
+    from onnx import GraphProto, ModelProto, NodeProto
 
 OPSETS = {"": 21, "ai.onnx.ml": 3}
 """Operator sets that converters aim at: every supported ONNX Runtime loads them."""
@@ -61,13 +62,9 @@ def finish(model: ModelProto, outputs: Sequence[str]) -> bytes:
     del model.metadata_props[:]
     graph = model.graph
     graph.name, graph.doc_string = "model", ""
-    # Types of inner values and outputs are inferred when the graph is loaded. Converters declare some of
-    # them wrongly, above all doubles, and a wrong declaration is refused while none is accepted.
-    del graph.value_info[:]
+    _forget(graph, {})
     for output in graph.output:
         output.ClearField("type")
-    for node in graph.node:
-        node.doc_string = ""
     _sort_opsets(model)
     _rename(model)
     return bytes(model.SerializeToString(deterministic=True))
@@ -121,23 +118,72 @@ def _sort_opsets(model: ModelProto) -> None:
 
 
 def _rename(model: ModelProto) -> None:
-    """Number inner names in the order of use: converters count them in the order of sets.
+    """Number inner names in the order of use: converters count them in the order of sets, or in a process.
 
     Graph inputs and outputs keep their names, since requests are mapped to them.
     """
-    graph = model.graph
-    fixed = {value.name for value in [*graph.input, *graph.output]}
-    fixed.update(name for node in graph.node for name in _captured(node))
-    names: dict[str, str] = {"": ""}
+    names = {value.name: value.name for value in [*model.graph.input, *model.graph.output]} | {"": ""}
+    _rename_graph(
+        model.graph, names, (f"v{index}" for index in itertools.count() if f"v{index}" not in names)
+    )
+
+
+def _rename_graph(graph: GraphProto, names: dict[str, str], fresh: Iterator[str]) -> None:
+    """Rename a graph and those inside its nodes, which see the names around them."""
+
+    def renamed(name: str) -> str:
+        if name not in names:
+            names[name] = next(fresh)
+        return names[name]
+
     for index, node in enumerate(graph.node):
         node.name = f"n{index}"
         for values in (node.input, node.output):
             for position, value in enumerate(values):
-                if value not in fixed:
-                    values[position] = names.setdefault(value, f"v{len(names)}")
+                values[position] = renamed(value)
+        for inner in _inside(node):
+            inner.name, inner.doc_string = "inner", ""
+            for value in inner.input:
+                value.name = renamed(value.name)
+            _rename_graph(inner, names, fresh)
+            for value in inner.output:
+                value.name = renamed(value.name)
     for item in graph.initializer:
         item.name = names.get(item.name, item.name)
         item.doc_string = ""
     ordered = sorted(graph.initializer, key=lambda item: (len(item.name), item.name))
     del graph.initializer[:]
     graph.initializer.extend(ordered)
+
+
+def _inside(node: NodeProto) -> list[GraphProto]:
+    """The graphs inside a node: branches and bodies of loops."""
+    return [
+        graph
+        for attribute in node.attribute
+        for graph in ([attribute.g] if attribute.HasField("g") else attribute.graphs)
+    ]
+
+
+def _forget(graph: GraphProto, sizes: dict[str, str]) -> None:
+    """Drop what describes the machine and the code that a graph comes from, in graphs inside it too.
+
+    Args:
+        sizes: new names of free dimensions by their old ones, which converters count over a process.
+    """
+    # Types of inner values are inferred when the graph is loaded. Converters declare some of them wrongly,
+    # above all doubles, and a wrong declaration is refused while none is accepted.
+    del graph.value_info[:]
+    del graph.metadata_props[:]
+    for value in [*graph.input, *graph.output]:
+        del value.metadata_props[:]
+        for size in value.type.tensor_type.shape.dim:
+            if size.dim_param:
+                size.dim_param = sizes.setdefault(size.dim_param, f"d{len(sizes)}")
+    for item in graph.initializer:
+        del item.metadata_props[:]
+    for node in graph.node:
+        node.doc_string = ""
+        del node.metadata_props[:]
+        for inner in _inside(node):
+            _forget(inner, sizes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,12 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mlflow_deploy.conversion.answers import Answer, as_answer
 from mlflow_deploy.errors import ModelCorrupt
 
 if TYPE_CHECKING:
     import pandas as pd
     from mlflow.models import Model
     from mlflow.pyfunc import PyFuncModel
+
+    from mlflow_deploy.conversion.rows import Rows
 
 NUMERIC = ("long", "integer", "float", "double")
 
@@ -40,33 +44,49 @@ class Column:
 
 @dataclass(frozen=True)
 class Tensor:
-    """The unnamed input tensor of an MLflow signature: numpy dtype name (`str` for text) and shape."""
+    """An input tensor of an MLflow signature: numpy dtype name (`str` for text), shape, and name.
+
+    The only tensor of a model has the empty name when the signature gives it none.
+    """
 
     dtype: str
     shape: tuple[int, ...]
+    name: str = ""
 
 
 @dataclass(frozen=True)
 class NativeModel:
-    """A loaded MLflow model. Rows are always a DataFrame; a tensor model's columns are 0, 1, 2...
+    """A loaded MLflow model. Rows are a DataFrame, for a model of tensors an array by tensor name.
 
     Attributes:
         folder: the model's folder.
         meta: the parsed MLmodel file.
         pyfunc: the model, loaded as MLflow serves it.
-        columns: columns of the signature; empty for a tensor model or without signature.
-        tensor: the tensor of the signature, None for a column model or without signature.
+        columns: columns of the signature; empty for a model of tensors or without signature.
+        tensors: tensors of the signature; empty for a model of columns or without signature.
         method: a method of the framework's object that answers instead of the one that MLflow serves.
-        hints: values per column at which the model is known to change.
+        hints: values per column at which the model is known to change; the columns of an unnamed tensor are
+            numbered.
     """
 
     folder: Path
     meta: Model
     pyfunc: PyFuncModel
     columns: tuple[Column, ...] = ()
-    tensor: Tensor | None = None
+    tensors: tuple[Tensor, ...] = ()
     method: str = ""
     hints: Mapping[str | int, tuple[Any, ...]] = field(default_factory=dict)
+
+    @property
+    def tensor(self) -> Tensor | None:
+        """The unnamed tensor of a model that takes only that."""
+        return self.tensors[0] if len(self.tensors) == 1 and not self.tensors[0].name else None
+
+    @property
+    def rows_at_once(self) -> int | None:
+        """How many rows every call must have by the signature; None when any number will do."""
+        sizes = {tensor.shape[0] for tensor in self.tensors if tensor.shape and tensor.shape[0] > 0}
+        return sizes.pop() if len(sizes) == 1 else None
 
     @property
     def loader(self) -> str:
@@ -88,7 +108,7 @@ class NativeModel:
             return None
         return replace(self, method="predict_proba")
 
-    def predict(self, rows: pd.DataFrame) -> np.ndarray[Any, Any]:
+    def predict(self, rows: Rows) -> Answer:
         """The model's answer for rows, with MLflow's checks of the signature.
 
         Raises:
@@ -97,37 +117,38 @@ class NativeModel:
         with quiet():
             given = self.as_input(rows)
             answer = getattr(self.raw(), self.method)(given) if self.method else self.pyfunc.predict(given)
-        if not isinstance(answer, np.ndarray):
-            raise TypeError(f"the model answers with a {type(answer).__name__}, not with an array")
-        return answer
+        return as_answer(answer)
 
-    def as_input(self, rows: pd.DataFrame) -> pd.DataFrame | np.ndarray[Any, Any]:
+    def as_input(self, rows: Rows) -> pd.DataFrame | np.ndarray[Any, Any] | dict[str, np.ndarray[Any, Any]]:
         """Rows in the form that MLflow's scoring server hands to the model."""
-        if self.tensor is None:
+        if not isinstance(rows, Mapping):
             return rows
-        if self.tensor.dtype == "str":
-            return rows.to_numpy(dtype=object).reshape(self.tensor.shape)
-        return rows.to_numpy(dtype=self.tensor.dtype).reshape(self.tensor.shape)
+        return rows[""] if self.tensor is not None else dict(rows)
 
-    def conform(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """The signature's columns of a frame, in order, with the dtypes that a parsed request has.
+    def conform(self, data: Any) -> Rows:
+        """The inputs of the signature, in order, with the dtypes that a parsed request has.
+
+        Args:
+            data: a DataFrame; for a model of tensors also an array or a mapping of arrays.
 
         Raises:
-            ValueError: a required column is missing, or its values do not fit the signature's type.
+            ValueError: a required input is missing, or its values do not fit the signature's type.
         """
-        if self.tensor is not None:
-            return _conform_tensor(frame, self.tensor)
-        missing = [column.name for column in self.columns if column.required and column.name not in frame]
+        if self.tensors:
+            from mlflow_deploy.conversion.rows import tensors_from
+
+            return tensors_from(data, self.tensors)
+        missing = [column.name for column in self.columns if column.required and column.name not in data]
         if missing:
             raise ValueError(f"column {missing[0]!r} of the model's signature is missing")
         import pandas as pd
 
-        data = {
-            column.name: _conform_column(frame[column.name], column)
+        columns = {
+            column.name: _conform_column(data[column.name], column)
             for column in self.columns
-            if column.name in frame
+            if column.name in data
         }
-        return pd.DataFrame(data).reset_index(drop=True)
+        return pd.DataFrame(columns).reset_index(drop=True)
 
 
 _PANDAS_TYPES = {
@@ -152,14 +173,6 @@ def _conform_column(values: pd.Series[Any], column: Column) -> pd.Series[Any]:
     return values.reset_index(drop=True)
 
 
-def _conform_tensor(frame: pd.DataFrame, tensor: Tensor) -> pd.DataFrame:
-    width = tensor.shape[1] if len(tensor.shape) > 1 else 1
-    if frame.shape[1] != width:
-        raise ValueError(f"the rows have {frame.shape[1]} columns, the model takes {width}")
-    dtype: Any = object if tensor.dtype == "str" else tensor.dtype
-    return frame.set_axis(range(width), axis=1).reset_index(drop=True).astype(dtype)
-
-
 # --- loading -----------------------------------------------------------------------------------------------
 
 
@@ -177,9 +190,27 @@ def quiet() -> Iterator[None]:
             ".*invalid value encountered.*",
             ".*overflow encountered.*",
             ".*divide by zero encountered.*",
+            ".*The given NumPy array is not writ.*",
+            ".*looks like a TorchScript archive.*",
+            r".*`torch\.jit\.\w+` is deprecated.*",
         ):
             warnings.filterwarnings("ignore", message=message)
+        with _without_progress_bars():
+            yield
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """Keep Keras, where it is loaded, from drawing a bar for every call."""
+    keras: Any = sys.modules.get("keras")
+    drawing = keras is not None and keras.config.is_interactive_logging_enabled()
+    if drawing:
+        keras.config.disable_interactive_logging()
+    try:
         yield
+    finally:
+        if drawing:
+            keras.config.enable_interactive_logging()
 
 
 def read_meta(folder: Path) -> Model:
@@ -219,25 +250,30 @@ def load_native(folder: Path, meta: Model) -> NativeModel:
         raise
     except Exception as error:
         raise ModelCorrupt(str(folder), f"its model file cannot be loaded: {_first_line(error)}") from error
-    columns, tensor = _inputs(meta)
-    return NativeModel(folder=folder, meta=meta, pyfunc=pyfunc, columns=columns, tensor=tensor)
+    columns, tensors = _inputs(meta)
+    return NativeModel(folder=folder, meta=meta, pyfunc=pyfunc, columns=columns, tensors=tensors)
 
 
-def _inputs(meta: Model) -> tuple[tuple[Column, ...], Tensor | None]:
+def _inputs(meta: Model) -> tuple[tuple[Column, ...], tuple[Tensor, ...]]:
     from mlflow.types.schema import DataType
 
     schema = meta.get_input_schema()
     if schema is None:
-        return (), None
+        return (), ()
     if schema.is_tensor_spec():
         specs = schema.inputs
-        if len(specs) != 1 or specs[0].name:
-            return (), None
-        kind = specs[0].type
-        dtype = "str" if kind.kind in "OUS" else kind.name
-        return (), Tensor(dtype=dtype, shape=tuple(int(size) for size in specs[0].shape))
+        if len(specs) > 1 and not all(spec.name for spec in specs):
+            return (), ()
+        return (), tuple(
+            Tensor(
+                dtype="str" if spec.type.kind in "OUS" else spec.type.name,
+                shape=tuple(int(size) for size in spec.shape),
+                name=spec.name or "",
+            )
+            for spec in specs
+        )
     if not schema.has_input_names():
-        return (), None
+        return (), ()
     columns = tuple(
         Column(
             name=str(spec.name),
@@ -246,7 +282,7 @@ def _inputs(meta: Model) -> tuple[tuple[Column, ...], Tensor | None]:
         )
         for spec in schema.inputs
     )
-    return columns, None
+    return columns, ()
 
 
 # --- what travels along ------------------------------------------------------------------------------------
@@ -287,7 +323,7 @@ def example_document(native: NativeModel) -> dict[str, Any] | None:
     return {"request": json.loads(body), "predictions": answer["predictions"]}
 
 
-def example_rows(native: NativeModel) -> pd.DataFrame | None:
+def example_rows(native: NativeModel) -> Rows | None:
     """The model's input example as rows, or None when it has none.
 
     Raises:
@@ -298,11 +334,11 @@ def example_rows(native: NativeModel) -> pd.DataFrame | None:
     if not native.meta.saved_input_example_info:
         return None
     example: Any = native.meta.load_input_example(str(native.folder))
+    if isinstance(example, pd.DataFrame) or (native.tensors and isinstance(example, (np.ndarray, Mapping))):
+        return native.conform(example)
     if isinstance(example, np.ndarray):
-        example = pd.DataFrame(example.reshape(len(example), -1))
-    if not isinstance(example, pd.DataFrame):
-        raise ValueError(f"the input example is a {type(example).__name__}, not rows")
-    return native.conform(example)
+        return native.conform(pd.DataFrame(example.reshape(len(example), -1)))
+    raise ValueError(f"the input example is a {type(example).__name__}, not rows")
 
 
 def _first_line(error: BaseException) -> str:

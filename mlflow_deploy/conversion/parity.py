@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mlflow_deploy.conversion.answers import Answer, as_answer, concatenate
 from mlflow_deploy.conversion.feeds import Array
 from mlflow_deploy.conversion.report import (
     FP32,
@@ -19,11 +20,11 @@ from mlflow_deploy.conversion.report import (
     WorstRow,
     plain,
 )
+from mlflow_deploy.conversion.rows import count, take, values
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from mlflow_deploy.conversion.native import NativeModel
+    from mlflow_deploy.conversion.rows import Rows
     from mlflow_deploy.conversion.runners import Runner
 
 
@@ -33,14 +34,14 @@ class Dataset:
 
     Attributes:
         name: what they are, for the report.
-        rows: rows that fit the signature.
+        rows: rows that fit the signature: a DataFrame, or an array for each tensor.
         gating: a difference rejects the servable; otherwise it is only reported.
         single: send the rows one by one, not as a batch.
         truth: the true answer of each row, for the change of the metric.
     """
 
     name: str
-    rows: pd.DataFrame
+    rows: Rows
     gating: bool = True
     single: bool = False
     truth: Array | None = None
@@ -52,36 +53,74 @@ class Reference:
 
     Attributes:
         dataset: the rows that have answers.
-        answers: native answers, [rows] or [rows, k].
-        refused: how many rows the native model raised on.
+        answers: native answers, one for each row.
+        refused: how many rows the native model raised on, or answered with NaN.
+        tied: for answers with labels, a table of the classes that share the highest probability in each row:
+            none of them is the right one. None where no probabilities are known.
+        classes: what the columns of `tied` stand for.
     """
 
     dataset: Dataset
-    answers: Array
+    answers: Answer
     refused: int
+    tied: Array | None = None
+    classes: Array | None = None
+
+
+TIE = 1e-6
+"""Probabilities this close to each other are tied: which one is the highest depends on the last bit."""
 
 
 # --- native answers ----------------------------------------------------------------------------------------
 
 
 def refer(native: NativeModel, dataset: Dataset) -> Reference:
-    """Ask the native model for a data set, leaving out the rows that it refuses."""
+    """Ask the native model for a data set, leaving out the rows that it refuses.
+
+    A NaN is no answer: what a network makes of a missing value. Such rows count as refused, so that the
+    server refuses them too instead of computing something.
+    """
+    if native.rows_at_once == 1:
+        dataset = replace(dataset, single=True)
     rows = dataset.rows
-    keep, answers = _answer(native, rows, list(range(len(rows))), dataset.single)
+    keep, parts = _answer(native, rows, list(range(count(rows))), dataset.single)
+    answers = concatenate(parts)
+    usable = _answered(answers, len(keep))
+    if not usable.all():
+        keep = [index for index, good in zip(keep, usable, strict=True) if good]
+        answers = answers.take(usable)
     truth = None if dataset.truth is None else dataset.truth[keep]
-    kept = replace(dataset, rows=rows.iloc[keep].reset_index(drop=True), truth=truth)
-    merged = np.concatenate(answers) if answers else np.empty(0)
-    return Reference(dataset=kept, answers=merged, refused=len(rows) - len(keep))
+    kept = replace(dataset, rows=take(rows, keep), truth=truth)
+    return Reference(dataset=kept, answers=answers, refused=count(rows) - len(keep))
+
+
+def with_ties(reference: Reference, behind: Reference, classes: Array | None) -> Reference:
+    """The reference with the ties that its labels were drawn from, where the probabilities tell."""
+    if classes is None or behind.answers.form != "array" or len(behind.answers) != len(reference.answers):
+        return reference
+    chances = behind.answers.array
+    if chances.ndim != 2 or chances.shape[1] != len(classes) or not len(chances):
+        return reference
+    return replace(reference, tied=chances.max(axis=1, keepdims=True) - chances <= TIE, classes=classes)
+
+
+def _answered(answers: Answer, rows: int) -> Array:
+    """For each row whether no number of its answer is NaN."""
+    good = np.ones(rows, dtype=bool)
+    for array in answers.arrays.values():
+        if array.dtype.kind == "f" and rows:
+            good &= ~_by_row(np.isnan(array))
+    return good
 
 
 def _answer(
-    native: NativeModel, rows: pd.DataFrame, index: list[int], single: bool
-) -> tuple[list[int], list[Array]]:
+    native: NativeModel, rows: Rows, index: list[int], single: bool
+) -> tuple[list[int], list[Answer]]:
     if not index:
         return [], []
     if not single or len(index) == 1:
         try:
-            answer = native.predict(rows.iloc[index].reset_index(drop=True))
+            answer = native.predict(take(rows, index))
         except Exception:  # noqa: BLE001 - any exception is the native model's way to refuse rows; they are counted
             if len(index) == 1:
                 return [], []
@@ -105,17 +144,19 @@ def compare(
     variant: str,
     tolerance: Tolerance = FP32,
     probabilities: bool = False,
+    classes: Array | None = None,
     notes: Sequence[str] = (),
 ) -> ParityReport:
     """Run a servable on the rows of `references` and compare its answers with the native ones.
 
     Args:
         probabilities: the answers are class probabilities, so the most probable class is compared too.
+        classes: the labels that the columns of the probabilities stand for, for the metric.
     """
     results: list[DatasetParity] = []
     worst: list[WorstRow] = []
     for reference in references:
-        result, rows = _compare(runner, reference, tolerance, probabilities)
+        result, rows = _compare(runner, reference, tolerance, probabilities, classes)
         results.append(result)
         worst += rows
     worst.sort(key=lambda row: -math.inf if row.abs_diff is None else -_size(row.abs_diff))
@@ -137,18 +178,17 @@ def _size(value: float) -> float:
 
 
 def _compare(
-    runner: Runner, reference: Reference, tolerance: Tolerance, probabilities: bool
+    runner: Runner, reference: Reference, tolerance: Tolerance, probabilities: bool, classes: Array | None
 ) -> tuple[DatasetParity, list[WorstRow]]:
     dataset, native = reference.dataset, reference.answers
-    rows = len(dataset.rows)
+    rows = count(dataset.rows)
     if rows == 0:
         empty = DatasetParity(dataset.name, 0, reference.refused, None, None, 0.0, None, dataset.gating, True)
         return empty, []
     error = ""
     try:
         served = _run(runner, dataset)
-        if served.shape != native.shape:
-            error = f"it gives an answer of shape {served.shape} instead of {native.shape}"
+        error = _mismatch(native, served)
     except Exception as failure:  # noqa: BLE001 - whatever the servable raises is its failure, and is reported
         error = f"it raises {type(failure).__name__}: {' '.join(str(failure).split())[:200]}"
     if error:
@@ -156,34 +196,110 @@ def _compare(
             dataset.name, rows, reference.refused, None, None, 1.0, 0.0, dataset.gating, False, error
         )
         return failed, []
-    labels = native.dtype.kind not in "fc"
-    distance = None if labels else _distance(native, served)
-    wrong = _by_row(native != served) if labels else _beyond(native, distance, tolerance, probabilities)
-    agreement: Array | None = None
-    if labels:
-        agreement = ~wrong
-    elif probabilities and native.ndim == 2:
-        agreement = _same_class(native, served)
-        wrong = wrong | ~agreement
+    parts = {
+        name: _compare_arrays(array, served.arrays[name], tolerance, probabilities)
+        for name, array in native.arrays.items()
+    }
+    if reference.tied is not None and len(parts) == 1:
+        (name,) = parts
+        parts[name] = _forgiving(parts[name], served.arrays[name], reference)
+    far = np.logical_or.reduce([part.far for part in parts.values()])
+    other = np.logical_or.reduce(
+        [~part.same for part in parts.values() if part.same is not None] or [far & False]
+    )
+    wrong = far | other
+    distances = [part.distance for part in parts.values() if part.distance is not None]
+    agreements = [float(part.same.mean()) for part in parts.values() if part.same is not None]
+    scored = _metric(dataset.truth, native, served, classes) if len(parts) == 1 else {}
     result = DatasetParity(
         name=dataset.name,
         rows=rows,
         refused=reference.refused,
-        max_abs_diff=None if distance is None else float(distance.max(initial=0.0)),
-        mean_abs_diff=None if distance is None else float(distance.mean()),
+        max_abs_diff=max(float(item.max(initial=0.0)) for item in distances) if distances else None,
+        mean_abs_diff=max(float(item.mean()) for item in distances) if distances else None,
         beyond=float(wrong.mean()),
-        label_agreement=None if agreement is None else float(agreement.mean()),
+        label_agreement=min(agreements) if agreements else None,
         gating=dataset.gating,
-        passed=not wrong.any(),
-        **_metric(dataset.truth, native, served),
+        passed=bool(far.mean() <= tolerance.beyond and 1.0 - other.mean() >= tolerance.agreement),
+        **scored,
     )
-    return result, _worst(dataset, native, served, distance, wrong)
+    return result, _worst(dataset, native, served, distances, wrong)
 
 
-def _run(runner: Runner, dataset: Dataset) -> Array:
+@dataclass(frozen=True)
+class _Difference:
+    """How one array differs: rows beyond tolerance, distances of numbers, rows of the same label."""
+
+    far: Array
+    distance: Array | None
+    same: Array | None
+
+
+def _compare_arrays(native: Array, served: Array, tolerance: Tolerance, probabilities: bool) -> _Difference:
+    if native.dtype.kind not in "fc":
+        same = ~_by_row(native != served)
+        return _Difference(far=np.zeros(len(native), dtype=bool), distance=None, same=same)
+    distance = _distance(native, served)
+    far = _beyond(native, distance, tolerance, probabilities)
+    classes = _same_class(native, served) if probabilities and native.ndim == 2 else None
+    return _Difference(far=far, distance=distance, same=classes)
+
+
+def _forgiving(part: _Difference, served: Array, reference: Reference) -> _Difference:
+    """The difference without labels that were tied with the native one."""
+    if part.same is None or reference.tied is None or reference.classes is None or served.ndim != 1:
+        return part
+    chosen = served[:, None] == reference.classes[None, :]
+    return replace(part, same=part.same | (chosen & reference.tied).any(axis=1))
+
+
+def _mismatch(native: Answer, served: Answer) -> str:
+    """Why two answers cannot be compared number by number, or the empty string."""
+    if (native.form, list(native.arrays)) != (served.form, list(served.arrays)):
+        names = [f"{answer.form} {[name for name in answer.arrays if name]}" for answer in (served, native)]
+        return f"it gives an answer in form {names[0]} instead of {names[1]}"
+    for name, array in native.arrays.items():
+        shape = served.arrays[name].shape
+        if shape != array.shape:
+            return f"it gives an answer of shape {shape} instead of {array.shape}"
+    return ""
+
+
+def _run(runner: Runner, dataset: Dataset) -> Answer:
     if not dataset.single:
-        return runner.run(dataset.rows)
-    return np.concatenate([runner.run(dataset.rows.iloc[[row]]) for row in range(len(dataset.rows))])
+        return as_given(runner.run(dataset.rows))
+    rows = range(count(dataset.rows))
+    return concatenate([as_given(runner.run(take(dataset.rows, [row]))) for row in rows])
+
+
+def are_probabilities(references: Sequence[Reference]) -> bool:
+    """Whether all answers are shares of several classes: none negative, each row adding up to 1."""
+    arrays = [item.answers.array for item in references if len(item.answers) and item.answers.form == "array"]
+    return bool(arrays) and all(
+        array.ndim == 2
+        and array.shape[1] > 1
+        and array.dtype.kind == "f"
+        and bool((array >= 0).all())
+        and np.allclose(array.sum(axis=1, dtype=np.float64), 1.0, atol=1e-3)
+        for array in arrays
+    )
+
+
+def numbered_classes(references: Sequence[Reference]) -> Array | None:
+    """The labels 0, 1, 2... when the answers have a column for each and the true answers are such numbers."""
+    for item in references:
+        truth, answers = item.dataset.truth, item.answers
+        if truth is None or not len(answers) or answers.form != "array" or answers.array.ndim != 2:
+            continue
+        width = answers.array.shape[1]
+        if width > 1 and truth.dtype.kind in "iu" and truth.min() >= 0 and truth.max() < width:
+            return np.arange(width)
+    return None
+
+
+def as_given(answer: Answer | Array) -> Answer:
+    """A runner's answer; a bare array is an `array` answer."""
+    return answer if isinstance(answer, Answer) else as_answer(answer)
 
 
 def _distance(native: Array, served: Array) -> Array:
@@ -200,8 +316,11 @@ def _beyond(native: Array, distance: Array | None, tolerance: Tolerance, probabi
     assert distance is not None
     finite = np.abs(native[np.isfinite(native)].astype(np.float64))
     scale = 1.0 if probabilities or finite.size == 0 else float(np.median(finite)) or 1.0
-    size = np.where(np.isfinite(native), np.abs(native), 0.0)
-    return _by_row(distance > tolerance.atol * scale + tolerance.rtol * size)
+    size = np.where(np.isfinite(native), np.abs(native), 0.0).astype(np.float64)
+    # Numbers of one row come from the same sums: next to a large one a small one is what cancelling left over.
+    largest = size.reshape(len(size), -1).max(axis=1, initial=0.0).reshape(-1, *[1] * (size.ndim - 1))
+    scales = scale if probabilities else np.maximum(scale, largest)
+    return _by_row(distance > tolerance.atol * scales + tolerance.rtol * size)
 
 
 def _same_class(native: Array, served: Array) -> Array:
@@ -212,7 +331,7 @@ def _same_class(native: Array, served: Array) -> Array:
     """
     best = np.nan_to_num(native.max(axis=1))
     chosen = np.take_along_axis(native, served.argmax(axis=1)[:, None], axis=1)[:, 0]
-    tied = best - np.nan_to_num(chosen) <= 1e-6
+    tied = best - np.nan_to_num(chosen) <= TIE
     return np.asarray((native.argmax(axis=1) == served.argmax(axis=1)) | tied)
 
 
@@ -220,9 +339,14 @@ def _by_row(cells: Array) -> Array:
     return np.asarray(np.asarray(cells, dtype=bool).reshape(len(cells), -1).any(axis=1))
 
 
-def _metric(truth: Array | None, native: Array, served: Array) -> dict[str, Any]:
+def _metric(truth: Array | None, first: Answer, second: Answer, classes: Array | None) -> dict[str, Any]:
     """The metric of both answers against the truth; empty without truth or for answers of another shape."""
-    if truth is None or native.ndim != 1:
+    (native,), (served,) = first.arrays.values(), second.arrays.values()
+    if truth is None:
+        return {}
+    if classes is not None and native.ndim == 2 and native.shape[1] == len(classes):
+        native, served = classes[native.argmax(axis=1)], classes[served.argmax(axis=1)]
+    if native.ndim != 1:
         return {}
     if native.dtype.kind not in "fc" or len(np.unique(truth)) <= 2:
         found = [float((answer == truth).mean()) for answer in (native, served)]
@@ -234,19 +358,29 @@ def _metric(truth: Array | None, native: Array, served: Array) -> dict[str, Any]
 
 
 def _worst(
-    dataset: Dataset, native: Array, served: Array, distance: Array | None, wrong: Array
+    dataset: Dataset, native: Answer, served: Answer, distances: Sequence[Array], wrong: Array
 ) -> list[WorstRow]:
-    size = wrong.astype(float) if distance is None else distance.reshape(len(distance), -1).max(axis=1)
+    if distances:
+        size = np.max([item.reshape(len(item), -1).max(axis=1) for item in distances], axis=0)
+        size = np.where(wrong & (size == 0), np.finfo(float).tiny, size)
+    else:
+        size = wrong.astype(float)
     order = np.argsort(-size, kind="stable")[:WORST]
     return [
         WorstRow(
             dataset=dataset.name,
             row=int(row),
-            values={str(name): plain(value) for name, value in dataset.rows.iloc[row].items()},
-            native=plain(native[row]),
-            served=plain(served[row]),
-            abs_diff=None if distance is None else float(size[row]),
+            values=values(dataset.rows, int(row)),
+            native=_shown(native, int(row)),
+            served=_shown(served, int(row)),
+            abs_diff=float(size[row]) if distances else None,
         )
         for row in order
         if size[row] > 0
     ]
+
+
+def _shown(answer: Answer, row: int) -> Any:
+    if answer.form == "array":
+        return plain(answer.array[row])
+    return {name: plain(array[row]) for name, array in answer.arrays.items()}

@@ -17,21 +17,35 @@ WORST = 5
 class Tolerance:
     """How far a number may be from the native one: `atol * scale + rtol * |native|`.
 
-    `scale` is the median size of the native numbers of the data set, at most 1 for probabilities, so that the
-    absolute part means the same for a house price and for a concentration. Labels have no tolerance: a wrong
+    `scale` is the median size of the native numbers of the data set, or the largest number of the row when that
+    is more, and 1 for probabilities, so that the absolute part means the same for a house price and for a
+    concentration. Labels have no tolerance: a wrong
     label in production is wrong, however close the decision was.
 
     Attributes:
         rtol: relative part.
         atol: absolute part, in units of `scale`.
+        beyond: share of rows whose numbers may be further off.
+        agreement: share of rows whose label must be the same.
     """
 
     rtol: float = 1e-4
     atol: float = 1e-5
+    beyond: float = 0.0
+    agreement: float = 1.0
 
 
 FP32 = Tolerance()
 """For servables that compute in 32-bit floats, which carry 7 digits: a sum of many terms keeps about 5."""
+
+FP16 = Tolerance(rtol=5e-3, atol=2e-3, beyond=0.005, agreement=0.995)
+"""For 16-bit floats, which carry 3 digits."""
+
+INT8 = Tolerance(rtol=0.1, atol=0.1, beyond=0.02, agreement=0.98)
+"""For 8-bit numbers, which have 256 values: one row in fifty may fall to the other side of a close decision."""
+
+TOLERANCES: dict[str, Tolerance] = {"fp32": FP32, "fp16": FP16, "int8": INT8}
+"""By the precision of the servable, when the user gives none."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +126,14 @@ class ParityReport:
         return [item for item in self.datasets if item.gating and not item.passed]
 
     @property
+    def extremes(self) -> tuple[float | None, float | None]:
+        """The largest difference of a number and the smallest share of equal labels on gating rows."""
+        gating = [item for item in self.datasets if item.gating]
+        differences = [item.max_abs_diff for item in gating if item.max_abs_diff is not None]
+        agreements = [item.label_agreement for item in gating if item.label_agreement is not None]
+        return max(differences, default=None), min(agreements, default=None)
+
+    @property
     def finding(self) -> str:
         """What was found, without the form's name."""
         if not self.passed:
@@ -119,10 +141,9 @@ class ParityReport:
             more = f", and on {len(shown) - 3} more data sets" if len(shown) > 3 else ""
             return "differs " + "; ".join(shown[:3]) + more
         rows = sum(item.rows for item in self.datasets if not item.behind)
-        worst = max((item.max_abs_diff or 0.0 for item in self.datasets if item.gating), default=0.0)
-        labels = [i.label_agreement for i in self.datasets if i.gating and i.label_agreement is not None]
-        agreement = f", label agreement {min(labels):.2%}" if labels else ""
-        return f"equal on {rows} rows: max difference {worst:.1e}{agreement}"
+        difference, labels = self.extremes
+        agreement = "" if labels is None else f", label agreement {labels:.2%}"
+        return f"equal on {rows} rows: max difference {difference or 0.0:.1e}{agreement}"
 
     @property
     def summary(self) -> str:

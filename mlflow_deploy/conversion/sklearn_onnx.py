@@ -19,7 +19,9 @@ from skl2onnx.common.exceptions import MissingConverter, MissingShapeCalculator
 
 from mlflow_deploy.bundle import SERVABLE, Feed, Output, Servable
 from mlflow_deploy.conversion import sklearn_walk as walk
+from mlflow_deploy.conversion.answers import Answer
 from mlflow_deploy.conversion.base import Candidate, Capability
+from mlflow_deploy.conversion.boosting_graph import boosting_parts
 from mlflow_deploy.conversion.feeds import Array
 from mlflow_deploy.conversion.graph import MISSING_TEXT, OPSETS, finish
 from mlflow_deploy.conversion.native import NUMERIC, Column, NativeModel, quiet
@@ -65,7 +67,12 @@ def refuse(native: NativeModel) -> str:
     for column in native.columns:
         if column.type not in (*NUMERIC, "boolean", "string"):
             return f"column {column.name!r} has type {column.type}, which the ONNX form cannot take"
-    return walk.refuse(native.raw())
+    why = walk.refuse(native.raw())
+    if why or not boosting_parts(walk.parts(native.raw())):
+        return why
+    from mlflow_deploy.conversion import boosting_sklearn
+
+    return boosting_sklearn.refuse(walk.parts(native.raw()))
 
 
 def hints(native: NativeModel) -> Mapping[str | int, tuple[Any, ...]]:
@@ -73,11 +80,12 @@ def hints(native: NativeModel) -> Mapping[str | int, tuple[Any, ...]]:
     return walk.known_values(native.raw(), [column.name for column in native.columns] or None)
 
 
-def candidates(native: NativeModel, answer: Array) -> Iterator[Candidate]:
+def candidates(native: NativeModel, answer: Answer) -> Iterator[Candidate]:
     """Candidates, the one to be preferred first; `answer` is a native answer, whose shape and dtype is kept."""
+    array = answer.array
     for variant in _variants(native):
         graph = _Graph(native, variant)
-        output = Output(name="", dtype=_dtype(answer), squeeze=answer.ndim == 1)
+        output = Output(name="", dtype=_dtype(array), squeeze=array.ndim == 1)
         probe = None
         if native.probabilities() is not None:
             probe = partial(graph.build, "predict_proba", Output(name="", dtype="float64"))
@@ -95,6 +103,10 @@ class _Graph:
 
     @cached_property
     def _proto(self) -> ModelProto:
+        if boosting_parts(walk.parts(self._model)):
+            from mlflow_deploy.conversion import boosting_sklearn
+
+            boosting_sklearn.register(walk.parts(self._model))
         types = [(feed.name, _TENSORS[feed.dtype](_graph_shape(feed))) for feed in self._feeds]
         with quiet(), _quiet_converter():
             try:

@@ -15,10 +15,11 @@ WORDS = r"(?u)\b\w\w+\b"
 """scikit-learn's own pattern for words, the only one that the graph splits texts by."""
 
 _TREES = (
-    "DecisionTree", "ExtraTree", "RandomForest", "GradientBoosting", "IsolationForest", "RandomTreesEmbedding"
+    "DecisionTree", "ExtraTree", "RandomForest", "GradientBoosting", "IsolationForest", "RandomTreesEmbedding",
+    "XGB",
 )  # fmt: skip
 
-_DECIDING = ("Hist", "KBinsDiscretizer", "Binarizer", "KNeighbors", "RadiusNeighbors")
+_DECIDING = ("Hist", "LGBM", "KBinsDiscretizer", "Binarizer", "KNeighbors", "RadiusNeighbors")
 """Estimators, by the beginning of their names, that compare 64-bit numbers."""
 
 _KEEPING = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,12 @@ def from_run(run_id: str) -> Validation | None:
     except DataError as error:
         return Validation(frame=pd.DataFrame(), label=None, source=source, problem=error.text)
     return Validation(frame=frame, label=_label(client, run_id, frame), source=source)
+
+
+def column_beyond(frame: pd.DataFrame, shape: tuple[int, ...]) -> str | None:
+    """The last column of a table that has one column more than a tensor has numbers: the true answers."""
+    size = math.prod(shape[1:])
+    return str(frame.columns[-1]) if size > 0 and frame.shape[1] == size + 1 else None
 
 
 def _dataset_uri(dataset: Any) -> str:

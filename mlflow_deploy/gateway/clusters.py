@@ -42,8 +42,12 @@ def _cluster(spec: GatewaySpec, backend: Backend, name: ClusterName) -> dict[str
         "connect_timeout": f"{_CONNECT_SECONDS}s",
         # Maglev keeps a sticky value with its replica; otherwise the less busy of two replicas is taken.
         "lb_policy": "MAGLEV" if spec.sticky else "LEAST_REQUEST",
-        # Only when no replica is healthy are all of them tried: a busy server may miss its health checks.
-        "common_lb_config": {"healthy_panic_threshold": {"value": 1}},
+        "common_lb_config": {
+            # Only when no replica is healthy are all of them tried: a busy server may miss its health checks.
+            "healthy_panic_threshold": {"value": 1},
+            # Otherwise a replica that is ejected goes on getting requests for up to a second.
+            "update_merge_window": "0s",
+        },
         "metadata": {"filter_metadata": {"mlflow_deploy": {"revision": backend.revision}}},
         "load_assignment": {
             "cluster_name": str(name),
@@ -102,9 +106,11 @@ def _ejection() -> dict[str, Any]:
         "interval": "1s",
         "base_ejection_time": f"{_EJECTION_SECONDS}s",
         "max_ejection_time": "60s",
-        "max_ejection_percent": 50,
+        # When the last one is out, all of them are tried: one that was ejected may have come back.
+        "max_ejection_percent": 100,
         "split_external_local_origin_errors": True,
-        "consecutive_local_origin_failure": 5,
+        # Fewer than a request has tries, so that its last one goes elsewhere.
+        "consecutive_local_origin_failure": 2,
         "enforcing_consecutive_local_origin_failure": 100,
         "consecutive_gateway_failure": 5,
         "enforcing_consecutive_gateway_failure": 100,

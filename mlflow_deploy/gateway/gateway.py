@@ -72,7 +72,7 @@ class Gateway:
             CDS: documents.encode(documents.cluster_document(spec, backends, traffic)),
             RDS: documents.encode(documents.route_document(spec, backends, traffic)),
             LDS: documents.encode(documents.listener_document(spec)),
-            _SPEC: msgspec.json.format(msgspec.json.encode(spec), indent=2) + b"\n",
+            _SPEC: _encode(spec),
         }
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -122,7 +122,13 @@ class Gateway:
             time.sleep(_POLL_SECONDS)
 
     def apply(
-        self, backends: Sequence[Backend], traffic: Traffic, *, wait: float = 10.0, drain: float = 30.0
+        self,
+        backends: Sequence[Backend],
+        traffic: Traffic,
+        *,
+        spec: GatewaySpec | None = None,
+        wait: float = 10.0,
+        drain: float = 30.0,
     ) -> None:
         """Change revisions and traffic of the running gateway; no request is lost.
 
@@ -132,6 +138,8 @@ class Gateway:
         Args:
             backends: all revisions that shall be reachable from now on.
             traffic: their shares.
+            spec: what it runs by from now on; None = as before. `threads`, `max_connections` and the
+                administration's address take a restart.
             wait: seconds that Envoy may take for each step.
             drain: seconds that requests in flight to revisions that were left out may take; after that they
                 are still finished unless the revision is stopped.
@@ -143,16 +151,22 @@ class Gateway:
             StateWriteFailed: the folder cannot be written.
         """
         check(backends, traffic)
-        before = {name: self._read(name) for name in (CDS, RDS)}
-        clusters = documents.cluster_document(self.spec, backends, traffic)
+        spec = spec or self.spec
+        before = {name: self._read(name) for name in (CDS, RDS, LDS)}
+        clusters = documents.cluster_document(spec, backends, traffic)
         old_clusters = self._document(CDS)
         try:
             self._publish(CDS, documents.with_clusters_of(clusters, old_clusters), wait)
-            self._publish(RDS, documents.route_document(self.spec, backends, traffic), wait)
+            self._publish(RDS, documents.route_document(spec, backends, traffic), wait)
+            self._publish(LDS, documents.listener_document(spec), wait)
         except BaseException:
-            for name in (RDS, CDS):
+            for name in (LDS, RDS, CDS):
                 _write(self.folder / name, before[name])
             raise
+        if spec != self.spec:
+            _write(self.folder / BOOTSTRAP, documents.encode(documents.bootstrap(spec)))
+            _write(self.folder / _SPEC, _encode(spec))
+            self.spec = spec
         kept = {cluster["name"] for cluster in clusters["resources"]}
         removed = [cluster["name"] for cluster in old_clusters["resources"] if cluster["name"] not in kept]
         if removed:
@@ -250,6 +264,10 @@ class Gateway:
             return (self.folder / name).read_bytes()
         except OSError as error:
             raise GatewayUnavailable(self.folder, f"{name} cannot be read: {error.strerror}") from error
+
+
+def _encode(spec: GatewaySpec) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(spec), indent=2) + b"\n"
 
 
 def _write(path: Path, content: bytes) -> None:

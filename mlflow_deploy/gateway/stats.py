@@ -139,6 +139,11 @@ class RevisionStats:
     served: CallStats
     mirrored: CallStats
 
+    @property
+    def asked(self) -> CallStats:
+        """Everything that the revision was asked, by clients and by copies."""
+        return self.served + self.mirrored
+
 
 def read_stats(admin: Admin) -> dict[int, RevisionStats]:
     """Statistics of each revision that the gateway has now, by number."""

@@ -84,11 +84,11 @@ def build_image(
     begun = time.monotonic()
     with connect() as engine:
         plan = plan_image(bundle, spec, progress, refresh=refresh)
-        _current(engine, plan)
+        current_image(engine, plan)
         # Two builds of one runtime would each remove what the other leaves on its way.
         with locked(_lock_file(plan), wait=True, owner=plan.name):
             runtime, runtime_reused = _ensure_runtime(engine, plan, progress, pull=pull)
-            image = _current(engine, plan)
+            image = current_image(engine, plan)
             reused = image is not None and (runtime is None or stands_on(image, runtime))
             if not reused:
                 progress(f"Building {plan.name}")
@@ -190,7 +190,7 @@ def _lock_file(plan: ImagePlan) -> Path:
     return folder / f"{plan.runtime_digest}.lock"
 
 
-def _current(engine: Engine, plan: ImagePlan) -> Any | None:
+def current_image(engine: Engine, plan: ImagePlan) -> Any | None:
     """The image, when it was built from this very context.
 
     Raises:
@@ -218,7 +218,7 @@ def _ensure_runtime(engine: Engine, plan: ImagePlan, progress: Progress, *, pull
         raise ImageNameTaken(plan.runtime)
     if existing is not None and (base is None or stands_on(existing, base)):
         return existing, True
-    image = _current(engine, plan)
+    image = current_image(engine, plan)
     if existing is None and image is not None and (base is None or stands_on(image, base)):
         return None, True
     ensure_base(engine, spec.base, spec.platform, progress, newer=False)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from mlflow_deploy.bundle import Bundle
 from mlflow_deploy.images import labels
-from mlflow_deploy.images.builder import read_sbom
+from mlflow_deploy.images.builder import current_image, read_sbom
+from mlflow_deploy.images.context import plan_image
 from mlflow_deploy.images.engine import Engine, connect, docker_errors, find_image, reason, stands_on
 from mlflow_deploy.images.errors import EngineFailed, ImageNotFound
+from mlflow_deploy.images.spec import ImageSpec
 
 Progress = Callable[[str], None]
 
@@ -91,7 +94,34 @@ def inspect_images(what: str) -> list[dict[str, Any]]:
         ]
 
 
-def prune_images(*, keep: int, dry_run: bool, progress: Progress, model: str = "") -> list[ImageStatus]:
+def image_status(bundle: Bundle, spec: ImageSpec, progress: Progress) -> dict[str, str]:
+    """What building the image of a bundle would do: `name`, `action` and `runtime`, each reuse or build.
+
+    Builds nothing; the requirements are resolved, as a build would.
+
+    Raises:
+        DeployError: the requirements cannot be resolved, or another's image has the name.
+    """
+    plan = plan_image(bundle, spec, progress)
+    with connect() as engine:
+        built = current_image(engine, plan) is not None
+        runtime = built or find_image(engine, plan.runtime) is not None
+    return {
+        "name": plan.name,
+        "action": "reuse" if built else "build",
+        "runtime": "reuse" if runtime else "build",
+    }
+
+
+def prune_images(
+    *,
+    keep: int,
+    dry_run: bool,
+    progress: Progress,
+    model: str = "",
+    needed: Collection[str] | None = None,
+    min_age: timedelta = timedelta(0),
+) -> list[ImageStatus]:
     """Remove images that nobody needs; returns them.
 
     That is: of each model all but the newest `keep` images, runtimes that no remaining image stands on, and
@@ -101,13 +131,16 @@ def prune_images(*, keep: int, dry_run: bool, progress: Progress, model: str = "
         keep: how many images of each model stay.
         dry_run: remove nothing.
         model: only images of this registered model or model URI, and their runtimes.
+        needed: digests of bundles whose images stay while all others go; None = `keep` decides.
+        min_age: images of models that are younger stay.
     """
     with connect() as engine:
         if not dry_run:
             _remove_left_containers(engine)
         everything = [pair for pair in _ours(engine) if not model or _concerns(pair[0], model)]
         models = [status for status, _ in everything if status.kind == "model"]
-        useless = _useless_models(models, keep)
+        useless = _useless_models(models, keep, needed)
+        useless = [status for status in useless if _age(status) >= min_age]
         gone = {status.id for status in useless}
         below = {status.label(labels.RUNTIME) for status in useless}
         staying = [each for status, each in _ours(engine) if status.kind == "model" and each.id not in gone]
@@ -116,8 +149,8 @@ def prune_images(*, keep: int, dry_run: bool, progress: Progress, model: str = "
                 model and status.label(labels.RUNTIME) not in below
             ):
                 continue
-            needed = status.in_use or any(stands_on(each, image) for each in staying)
-            if not needed and _is_leftover(status):
+            stays = status.in_use or any(stands_on(each, image) for each in staying)
+            if not stays and _is_leftover(status):
                 useless.append(status)
         if not dry_run:
             for status in useless:
@@ -133,8 +166,12 @@ def _concerns(status: ImageStatus, model: str) -> bool:
     )
 
 
-def _useless_models(models: list[ImageStatus], keep: int) -> list[ImageStatus]:
+def _useless_models(
+    models: list[ImageStatus], keep: int, needed: Collection[str] | None
+) -> list[ImageStatus]:
     """Images beyond the newest `keep` of each model, and those that lost their name, that are not in use."""
+    if needed is not None:
+        return [each for each in models if not each.in_use and each.label(labels.BUNDLE) not in needed]
     by_model: dict[str, list[ImageStatus]] = defaultdict(list)
     useless = []
     for status in models:
@@ -149,8 +186,11 @@ def _useless_models(models: list[ImageStatus], keep: int) -> list[ImageStatus]:
 
 def _is_leftover(status: ImageStatus) -> bool:
     """Whether no build that runs now can be making it."""
-    age = datetime.now(UTC) - datetime.fromisoformat(status.created)
-    return bool(status.names) or age > _LEFTOVER_AGE
+    return bool(status.names) or _age(status) > _LEFTOVER_AGE
+
+
+def _age(status: ImageStatus) -> timedelta:
+    return datetime.now(UTC) - datetime.fromisoformat(status.created)
 
 
 def _remove(engine: Engine, status: ImageStatus) -> None:

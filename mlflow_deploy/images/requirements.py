@@ -25,6 +25,8 @@ _CPU_BUILDS = {
     "tensorflow": "tensorflow-cpu",
     "tensorflow-gpu": "tensorflow-cpu",
 }
+_TWINS = {"onnxruntime": "onnxruntime-gpu", "tensorflow-cpu": "tensorflow"}
+"""Other builds of the same library, whose version counts where they are installed instead."""
 _GPU_BUILDS = {
     "onnxruntime": "onnxruntime-gpu[cuda,cudnn]",
     "onnxruntime-gpu": "onnxruntime-gpu[cuda,cudnn]",
@@ -101,14 +103,21 @@ def _by_name(requirements: Iterable[Requirement]) -> dict[str, Requirement]:
 
 def _pinned(requirement: Requirement) -> Requirement:
     """The requirement at the version installed here, when that one meets it."""
-    try:
-        version = importlib.metadata.version(requirement.name)
-    except importlib.metadata.PackageNotFoundError:
+    version = _installed(requirement.name) or _installed(_TWINS.get(requirement.name, requirement.name))
+    if not version:
         return requirement
     if not requirement.specifier.contains(version, prereleases=True):
         return requirement
     extras = f"[{','.join(sorted(requirement.extras))}]" if requirement.extras else ""
     return Requirement(f"{requirement.name}{extras}=={version}")
+
+
+def _installed(name: str) -> str:
+    """The version installed here, empty without one."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 # --- what the model brings ---------------------------------------------------------------------------------

@@ -5,37 +5,41 @@ Plugin, command line and controller all call these functions, so that they canno
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
-from mlflow_deploy.bundle import Bundle, read_bundle, write_bundle
-from mlflow_deploy.config import DeploymentSpec, check_name, parse_spec, state_home
+from mlflow_deploy.bundle import Bundle
+from mlflow_deploy.config import DeploymentSpec, check_name, parse_spec
 from mlflow_deploy.errors import (
+    BundleError,
     ConfigError,
+    ConversionError,
+    DeployError,
     DeploymentBusy,
     DeploymentExists,
     NoRollout,
     NothingToRollBack,
     RevisionNotFound,
-    Unsupported,
 )
-from mlflow_deploy.lifecycle.registry import ResolvedModel, fetch, resolve
-from mlflow_deploy.progress import mlflow_is_quiet
+from mlflow_deploy.lifecycle.gateways import choose_gateway, keep_address
+from mlflow_deploy.lifecycle.history import last_update, rolled_back
+from mlflow_deploy.lifecycle.registry import resolve
+from mlflow_deploy.lifecycle.steps import (
+    Progress,
+    bundle_of,
+    clear,
+    make_bundle,
+    make_revision,
+    next_number,
+    now,
+    settle,
+)
 from mlflow_deploy.rollout import machine, moves
-from mlflow_deploy.rollout.strategies import check_strategy, steps_of
-from mlflow_deploy.targets.base import DeploymentRecord, RevisionRecord, Target
-
-if TYPE_CHECKING:
-    from mlflow_deploy.conversion import Tolerance
-    from mlflow_deploy.conversion.validation import Validation
-
-Progress = Callable[[str], None]
-"""Takes one line on what is being done now."""
+from mlflow_deploy.rollout.journal import Action, noted
+from mlflow_deploy.rollout.strategies import check_strategy, first_replicas, steps_of
+from mlflow_deploy.targets.base import DeploymentRecord, Target
 
 
 def create(
@@ -45,28 +49,33 @@ def create(
     *,
     flavor: str | None = None,
     config: Mapping[str, Any] | None = None,
+    label: str = "",
     progress: Progress,
 ) -> dict[str, Any]:
     """Deploy a model version under a new name and return its description when it answers.
+
+    Args:
+        label: name of the revision within the deployment.
 
     Raises:
         DeployError: nothing was deployed and nothing was left behind.
     """
     check_name(name)
-    spec = parse_spec(config, flavor=flavor)
+    spec, note = choose_gateway(target, name, parse_spec(config, flavor=flavor), progress)
     with target.lock(name):
-        _clear(target, name)
+        clear(target, name)
         if target.read_record(name) is not None:
             raise DeploymentExists(name, target.name)
         try:
             port = target.reserve_address(name, spec.host, spec.port)
-            revision, bundle = _make_revision(1, model_uri, spec, progress)
+            revision, bundle = make_revision(1, model_uri, spec, progress, label=label)
             record = DeploymentRecord(
                 name=name,
                 phase="creating",
                 host=spec.host,
                 port=port,
                 gateway=spec.gateway,
+                gateway_note=note,
                 revisions=(),
                 weights={},
                 created_at=revision.created_at,
@@ -74,7 +83,7 @@ def create(
             )
             progress(f"Starting revision 1 of {name}")
             record = moves.bring_up(target, record, revision, bundle)
-            record = moves.move(target, record, {1: 100}, {1: bundle}, now=_now())
+            record = moves.move(target, record, {1: 100}, {1: bundle}, now=now(), action="create")
         except BaseException:
             target.remove(name)
             raise
@@ -88,55 +97,61 @@ def update(
     *,
     flavor: str | None = None,
     config: Mapping[str, Any] | None = None,
+    label: str = "",
     progress: Progress,
 ) -> dict[str, Any]:
     """Replace what a deployment serves. The old revision serves until the new one is ready.
 
     Settings that are not given keep the values of the stable revision; so does the model.
 
+    Args:
+        label: name of the new revision within the deployment.
+
     Raises:
         DeployError: the old revision serves on, as before.
     """
     check_name(name)
     with target.lock(name):
-        _clear(target, name)
-        record = _settle(target, target.require(name))
+        clear(target, name)
+        record = settle(target, target.require(name))
         stable = record.stable
         spec = parse_spec(config, flavor=flavor, base=DeploymentSpec.model_validate(stable.spec))
-        if (spec.host, spec.port, spec.gateway) != (
-            record.host,
-            spec.port and record.port,
-            record.gateway,
-        ):
-            raise ConfigError(
-                f"The address and the gateway of deployment {name!r} cannot be changed",
-                why=f"they are {record.host}:{record.port} and gateway={record.gateway} for its whole life",
-                hint="Delete the deployment and create it anew",
-            )
+        spec = keep_address(record, spec)
         check_strategy(target, record, spec)
-        number = max(revision.number for revision in record.revisions) + 1
-        revision, bundle = _make_revision(number, model_uri or stable.resolved_uri, spec, progress)
-        if (revision.bundle, revision.spec) == (stable.bundle, stable.spec):
+        number = next_number(record)
+        uri = model_uri or stable.resolved_uri
+        try:
+            revision, bundle = make_revision(number, uri, spec, progress, label=label)
+        except (ConversionError, BundleError) as error:
+            target.write_record(noted(record, "update", "rolled_back", reason=error.text))
+            raise
+        if (revision.bundle, revision.settings, label) == (stable.bundle, stable.settings, stable.label):
             progress(f"Revision {stable.number} already serves exactly this")
             return describe(target, record)
         progress(f"Starting revision {number} of {name} beside revision {stable.number}")
-        record = moves.bring_up(target, record, revision, bundle)
+        record = moves.bring_up(target, record, revision, bundle, replicas=first_replicas(spec))
         if steps_of(spec):
-            bundles = {number: bundle, stable.number: _bundle(record, stable.number)}
-            record = machine.run(target, record, spec, bundles, now=_now, progress=progress)
+            bundles = {number: bundle, stable.number: bundle_of(record, stable.number)}
+            record = machine.run(target, record, spec, bundles, now=now, progress=progress)
         else:
             progress(f"Moving the traffic to revision {number}")
-            record = moves.move(target, record, {number: 100}, {number: bundle}, now=_now())
+            record = _moved(target, record, {number: 100}, {number: bundle}, "update")
         return describe(target, record)
 
 
 def set_traffic(
-    target: Target, name: str, weights: Mapping[int, int], *, progress: Progress
+    target: Target,
+    name: str,
+    weights: Mapping[int, int],
+    *,
+    action: Action = "traffic",
+    progress: Progress,
 ) -> dict[str, Any]:
     """Share the traffic of a deployment among its revisions; those that do not run are started first.
 
     Args:
         weights: revision -> percent, adding up to 100.
+        action: what the history calls it.
 
     Raises:
         DeployError: the traffic is as before.
@@ -146,20 +161,15 @@ def set_traffic(
         shares = ", ".join(f"{number}={weight}" for number, weight in weights.items()) or "none"
         raise ConfigError("The shares must be 0 or more and add up to 100", why=f"they are {shares}")
     with target.lock(name):
-        _clear(target, name)
-        record = _settle(target, target.require(name))
+        clear(target, name)
+        record = settle(target, target.require(name))
         known = [revision.number for revision in record.revisions]
         for number in weights:
             if number not in known:
                 raise RevisionNotFound(name, number, known)
         wanted = [number for number, weight in weights.items() if weight]
-        if len(wanted) > 1 and not target.can_split(record):
-            raise Unsupported(
-                target.name,
-                "sharing traffic between revisions of a deployment without gateway",
-                "Create the deployment with -C gateway=envoy, or give one revision 100 %",
-            )
-        bundles = {number: _bundle(record, number) for number in wanted}
+        target.check_split(record, weights)
+        bundles = {number: bundle_of(record, number) for number in wanted}
         started = []
         try:
             for number in wanted:
@@ -168,13 +178,33 @@ def set_traffic(
                     started.append(number)
                     target.start(record, record.revision(number), bundles[number])
             progress(f"Moving the traffic of {name}")
-            record = moves.move(target, record, weights, bundles, now=_now())
+            record = _moved(target, record, weights, bundles, action)
         except BaseException:
             for number in started:
                 if not record.weights.get(number):
                     target.stop(name, number)
             raise
         return describe(target, record)
+
+
+def _moved(
+    target: Target,
+    record: DeploymentRecord,
+    weights: Mapping[int, int],
+    bundles: Mapping[int, Bundle],
+    action: Action,
+) -> DeploymentRecord:
+    """Move the traffic for good; when the target refuses half way, everything is as before."""
+    try:
+        return moves.move(target, record, weights, bundles, now=now(), action=action)
+    except DeployError as error:
+        before = {number: bundle_of(record, number) for number in record.wanted}
+        try:
+            moves.put_back(target, record, before, action, error.text)
+        except DeployError as second:
+            # The record says what shall be; the next command goes on from there.
+            raise error from second
+        raise
 
 
 def rollback(target: Target, name: str, to: int | None = None, *, progress: Progress) -> dict[str, Any]:
@@ -192,7 +222,7 @@ def rollback(target: Target, name: str, to: int | None = None, *, progress: Prog
         if not record.previous:
             raise NothingToRollBack(name)
         to = record.previous[-1]
-    return set_traffic(target, name, {to: 100}, progress=progress)
+    return set_traffic(target, name, {to: 100}, action="rollback", progress=progress)
 
 
 def steer(target: Target, name: str, word: str) -> None:
@@ -220,7 +250,7 @@ def delete(target: Target, name: str) -> None:
 def prepare(model_uri: str, spec: DeploymentSpec, progress: Progress) -> Bundle:
     """Resolve and convert a model and write its bundle, without deploying it."""
     progress(f"Looking up {model_uri}")
-    bundle, _ = _make_bundle(resolve(model_uri), spec, progress)
+    bundle, _ = make_bundle(resolve(model_uri), spec, progress)
     return bundle
 
 
@@ -237,7 +267,8 @@ def describe(target: Target, record: DeploymentRecord) -> dict[str, Any]:
         "gateway": record.gateway,
         "traffic": {str(number): weight for number, weight in sorted(record.weights.items()) if weight},
         "status": status.state,
-        "detail": status.detail,
+        "detail": "; ".join(part for part in (status.detail, rolled_back(record)) if part),
+        "last_update": last_update(record),
         "revision": stable.number,
         "model_uri": stable.model_uri,
         "resolved_uri": stable.resolved_uri,
@@ -246,12 +277,13 @@ def describe(target: Target, record: DeploymentRecord) -> dict[str, Any]:
         "format": stable.format,
         "fallback": stable.fallback,
         "parity": stable.parity,
-        "notes": list(stable.notes),
+        "notes": [*stable.notes, *filter(None, [record.gateway_note])],
         "bundle": stable.bundle,
         "rollout": msgspec.to_builtins(record.rollout or record.last_rollout),
         "revisions": [
             {
                 "revision": revision.number,
+                "name": revision.label or str(revision.number),
                 "status": (status if revision is stable else target.status(record, revision.number)).state,
                 "traffic": record.weights.get(revision.number, 0),
                 "model_uri": revision.resolved_uri,
@@ -274,128 +306,12 @@ def reconcile(target: Target, progress: Progress) -> list[dict[str, Any]]:
     for name in target.names():
         try:
             with target.lock(name):
-                _clear(target, name)
+                clear(target, name)
                 record = target.read_record(name)
                 if record is None:
                     continue
                 progress(f"Checking {name}")
-                described.append(describe(target, _settle(target, record)))
+                described.append(describe(target, settle(target, record)))
         except DeploymentBusy as busy:
             progress(busy.text)
     return described
-
-
-# --- steps -------------------------------------------------------------------------------------------------
-
-
-def _make_revision(
-    number: int, model_uri: str, spec: DeploymentSpec, progress: Progress
-) -> tuple[RevisionRecord, Bundle]:
-    progress(f"Looking up {model_uri}")
-    model = resolve(model_uri)
-    bundle, parity = _make_bundle(model, spec, progress)
-    return RevisionRecord(
-        number=number,
-        bundle=bundle.digest,
-        format=bundle.manifest.format,
-        model_uri=model_uri,
-        resolved_uri=model.uri,
-        model_name=model.name,
-        model_version=model.version,
-        fallback=bundle.manifest.fallback,
-        parity=parity,
-        notes=bundle.manifest.notes,
-        spec=spec.model_dump(mode="json"),
-        created_at=_now(),
-    ), bundle
-
-
-def _make_bundle(model: ResolvedModel, spec: DeploymentSpec, progress: Progress) -> tuple[Bundle, str]:
-    from mlflow_deploy.conversion import make_servable
-    from mlflow_deploy.conversion.validation import from_path, from_run
-
-    with mlflow_is_quiet(), tempfile.TemporaryDirectory(prefix="mlflow-deploy-") as work:
-        download, converted = Path(work) / "model", Path(work) / "servable"
-        download.mkdir()
-        converted.mkdir()
-        progress(f"Fetching {model.uri}")
-        folder, source = fetch(model, download)
-        validation: Validation | None = None
-        if spec.parity.data:
-            validation = from_path(spec.parity.data)
-        elif source.run_id:
-            progress("Fetching the validation rows of its run")
-            validation = from_run(source.run_id)
-        conversion = make_servable(
-            folder,
-            converted,
-            format=spec.format,
-            validation=validation,
-            tolerance=_tolerance(spec),
-            progress=progress,
-        )
-        progress("Writing the bundle")
-        bundle = write_bundle(
-            state_home() / "bundles",
-            model=source,
-            servable=conversion.servable,
-            content=conversion.content,
-            documents={
-                "signature.json": conversion.signature,
-                "example.json": conversion.example,
-                "parity.json": conversion.parity.to_dict() if conversion.parity else None,
-                "profile.json": _profile(validation),
-            },
-            fallback=conversion.fallback,
-            rejected=conversion.rejected,
-            notes=conversion.notes,
-        )
-    return bundle, conversion.parity.summary if conversion.parity else ""
-
-
-def _tolerance(spec: DeploymentSpec) -> Tolerance | None:
-    """The tolerances the user gave, None when the precision decides."""
-    from mlflow_deploy.conversion import Tolerance
-
-    given = {"rtol": spec.parity.rtol, "atol": spec.parity.atol}
-    known = {name: value for name, value in given.items() if value is not None}
-    return Tolerance(**known) if known else None
-
-
-def _profile(validation: Validation | None) -> Any:
-    """The reference profile of the validation rows, None without rows."""
-    if validation is None:
-        return None
-    from mlflow_deploy.monitoring import build_profile
-
-    label = validation.label
-    features = validation.frame.drop(columns=[label]) if label else validation.frame
-    return msgspec.json.decode(build_profile(features).to_json())
-
-
-def _clear(target: Target, name: str) -> None:
-    """Remove what a killed `create` or `delete` left under this name; the caller holds its lock."""
-    record = target.read_record(name)
-    if record is None or record.phase != "ready":
-        target.remove(name)
-
-
-def _settle(target: Target, record: DeploymentRecord) -> DeploymentRecord:
-    """Undo a rollout that a killed `update` left and make what runs match the record."""
-    if record.candidate:
-        record = moves.abandon(target, record)
-    if record.rollout:
-        reason = "the command that ran it was killed"
-        stable = _bundle(record, record.rollout.stable)
-        return machine.take_back(target, record, stable, reason, now=_now())
-    target.apply(record, {number: _bundle(record, number) for number in record.wanted})
-    return record
-
-
-def _bundle(record: DeploymentRecord, number: int) -> Bundle:
-    """The bundle of a revision; the server checks its digests when it starts."""
-    return read_bundle(state_home() / "bundles" / record.revision(number).bundle, verify=False)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Literal
 
 from mlflow_deploy.config import AnalysisSpec
@@ -13,6 +14,8 @@ from mlflow_deploy.rollout.sequential import share_bounds
 # is called slower when surely more than this share of its answers are slower than the allowed multiple of it.
 _SLOW_SHARE = 0.10
 _SLOW_QUANTILE = 0.95
+# Errors and refusals of both sides and the share of slow answers are bounded; each gets its part of alpha.
+_BOUNDS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,11 +35,11 @@ def analyse(stable: CallStats, candidate: CallStats, spec: AnalysisSpec) -> Verd
     """Compare what both revisions answered since the rollout began.
 
     Every bound is a confidence sequence, so it may be asked after every request; the probability that a
-    candidate with the stable revision's error rate is ever rolled back for its errors is at most `spec.alpha`.
-    The latency check has no such promise: its limit is an estimate that moves with the stable revision's p95.
+    candidate that fails and refuses requests as rarely as the stable revision is ever rolled back for that is
+    at most `spec.alpha`. The latency check has no such promise: its limit is an estimate that moves with the
+    stable revision's p95.
     """
-    # Two shares are bounded for errors and one for latency, so each gets a third.
-    alpha = spec.alpha / 3
+    alpha = spec.alpha / _BOUNDS
     errors = share_bounds(candidate.server_errors, candidate.requests, alpha)
     expected = share_bounds(stable.server_errors, stable.requests, alpha)
     counts = f"{candidate.server_errors} errors in {candidate.requests} requests"
@@ -45,6 +48,13 @@ def analyse(stable: CallStats, candidate: CallStats, spec: AnalysisSpec) -> Verd
     allowed = (expected[1] if stable.requests else 0.0) + spec.max_error_increase
     if errors[0] > allowed:
         return Verdict("failed", f"too many errors: {counts}, {against}")
+    refused = share_bounds(candidate.client_errors, candidate.requests, alpha)
+    usual_refused = share_bounds(stable.client_errors, stable.requests, alpha)
+    # Both sides get the same mixture of requests, so one that refuses more is busy, or takes other inputs.
+    if stable.requests and refused[0] > usual_refused[1] + spec.max_error_increase:
+        ours = f"{candidate.client_errors} of {candidate.requests} requests"
+        theirs = f"stable {stable.client_errors} of {stable.requests}"
+        return Verdict("failed", f"too many requests refused with a status of 4xx: {ours}, {theirs}")
     slow = _slower(stable.latency, candidate.latency, spec.max_latency_ratio, alpha)
     if slow:
         return Verdict("failed", slow)
@@ -55,11 +65,20 @@ def analyse(stable: CallStats, candidate: CallStats, spec: AnalysisSpec) -> Verd
             return Verdict("failed", f"too slow: p95 {p95:.0f} ms, allowed are {spec.max_latency_ms:g} ms")
     if candidate.requests < spec.min_requests:
         return Verdict("undecided", f"too few requests to tell: {counts}, {spec.min_requests} are wanted")
-    if errors[1] > (stable.server_errors / stable.requests if stable.requests else 0.0) + _resolution(
-        spec, candidate.requests
-    ):
+    usual = stable.server_errors / stable.requests if stable.requests else 0.0
+    above = candidate.server_errors / candidate.requests - usual
+    if above > spec.max_error_increase or errors[1] > usual + _resolution(spec, candidate.requests):
         return Verdict("undecided", f"the error rate is not yet known well enough: {counts}, {against}")
     return Verdict("passed", f"{counts}, {against}" + (f", p95 {p95:.0f} ms" if p95 is not None else ""))
+
+
+def together(verdicts: Sequence[Verdict]) -> Verdict:
+    """One verdict from several: failed when one failed, passed when all passed."""
+    failed = [verdict for verdict in verdicts if verdict.decision == "failed"]
+    if failed:
+        return Verdict("failed", "; ".join(verdict.reason for verdict in failed))
+    passed = all(verdict.decision == "passed" for verdict in verdicts)
+    return Verdict("passed" if passed else "undecided", "; ".join(verdict.reason for verdict in verdicts))
 
 
 def _resolution(spec: AnalysisSpec, requests: int) -> float:
@@ -69,7 +88,7 @@ def _resolution(spec: AnalysisSpec, requests: int) -> float:
     is larger: otherwise a pass would be out of reach for the sample that was asked for.
     """
     sample = min(requests, max(spec.min_requests, 1))
-    return max(spec.max_error_increase, share_bounds(0, sample, spec.alpha / 3)[1])
+    return max(spec.max_error_increase, share_bounds(0, sample, spec.alpha / _BOUNDS)[1])
 
 
 def _slower(stable: Latency, candidate: Latency, ratio: float, alpha: float) -> str:

@@ -14,8 +14,11 @@ import math
 _ITERATIONS = 60
 
 
-def share_bounds(hits: int, trials: int, alpha: float) -> tuple[float, float]:
+def share_bounds(hits: float, trials: int, alpha: float) -> tuple[float, float]:
     """Lower and upper bound of a share.
+
+    A trial may also count as a fraction of a hit. The bounds hold for its mean then too, because the likelihood
+    ratio of a fraction is at most the weighted mean of those of a hit and a miss.
 
     Args:
         hits: how often it happened.
@@ -36,7 +39,7 @@ def share_bounds(hits: int, trials: int, alpha: float) -> tuple[float, float]:
     return lower, upper
 
 
-def _root(hits: int, trials: int, limit: float, outside: float, inside: float) -> float:
+def _root(hits: float, trials: int, limit: float, outside: float, inside: float) -> float:
     """The share between `outside`, which the data refute, and `inside` at which they begin to."""
     for _ in range(_ITERATIONS):
         middle = (outside + inside) / 2
@@ -47,7 +50,7 @@ def _root(hits: int, trials: int, limit: float, outside: float, inside: float) -
     return outside
 
 
-def _evidence_against(share: float, hits: int, trials: int) -> float:
+def _evidence_against(share: float, hits: float, trials: int) -> float:
     """Logarithm of the mixture's likelihood ratio against a share."""
     misses = trials - hits
     # log of the beta function B(hits + 1, misses + 1): the mixture with a uniform prior

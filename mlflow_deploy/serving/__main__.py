@@ -23,6 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     from mlflow_deploy.serving import logs
     from mlflow_deploy.serving.config import read_config
     from mlflow_deploy.serving.metrics import SharedMetrics
+    from mlflow_deploy.serving.recorder import SharedRecorder
     from mlflow_deploy.serving.server import BROKEN, Server, die_with_parent
     from mlflow_deploy.serving.worker import Launch
 
@@ -40,7 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
         return error.exit_status
     if options.die_with_parent:
         die_with_parent(signal.SIGTERM, parent)
-    launch = Launch(bundle, config, SharedMetrics(config.serving.workers))
+    workers = config.serving.workers
+    launch = Launch(bundle, config, SharedMetrics(workers), SharedRecorder(workers))
     return Server(launch, options.host, options.port, wait=options.listen_when_ready).run()
 
 

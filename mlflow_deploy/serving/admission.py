@@ -43,10 +43,16 @@ class Admission:
             QueueFull: too many wait already.
             DeadlineExceeded: the wait was too long.
         """
+        if not self.enter_at_once():
+            self._wait(arrived)
+
+    def enter_at_once(self) -> bool:
+        """Take a slot when there is a free one; then `leave` must follow."""
         try:
             self._free.get_nowait()
         except queue.Empty:
-            self._wait(arrived)
+            return False
+        return True
 
     def _wait(self, arrived: float) -> None:
         with self._lock:

@@ -45,14 +45,14 @@ class Answers:
 
     def finish(self, raw: Sequence[Any]) -> list[Array]:
         """The outputs in the native model's types and shapes."""
-        if len(raw) == 1 and isinstance(raw[0], np.ndarray) and raw[0].dtype is self._plain:
+        if len(raw) == 1 and isinstance(raw[0], np.ndarray) and raw[0].dtype == self._plain:
             return raw if isinstance(raw, list) else list(raw)
         finished = []
         for (dtype, squeeze), value in zip(self._casts, raw, strict=True):
             array = value if isinstance(value, np.ndarray) else np.asarray(value)
             if squeeze and array.ndim > 1 and array.shape[-1] == 1:
                 array = array[..., 0]
-            finished.append(array if dtype is None or array.dtype is dtype else array.astype(dtype))
+            finished.append(array if dtype is None or array.dtype == dtype else array.astype(dtype))
         return finished
 
     def to_json(self, arrays: Sequence[Array]) -> bytes:

@@ -1,40 +1,47 @@
-"""Adaptive micro-batching: requests that wait for the model are computed together in one call of it."""
+"""Adaptive micro-batching: requests that come together are computed together in one call of the model."""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
 from mlflow_deploy.serving.backends.base import Call, Stackable
 from mlflow_deploy.serving.errors import DeadlineExceeded
+from mlflow_deploy.serving.logs import logger
+from mlflow_deploy.serving.worth import Company, Worth
+
+Done = Callable[[Any, Exception | None], None]
+"""Takes a call's result, or the exception that it raised; called once, in any thread, and raises nothing."""
 
 
 class _Entry:
-    """A waiting call; its gate opens when it has its result, or when it must lead the next batch."""
+    """A call that waits to be computed."""
 
-    __slots__ = ("call", "error", "gate", "leads", "result")
+    __slots__ = ("call", "done", "error", "result", "since")
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call, done: Done) -> None:
         self.call = call
-        self.gate = threading.Lock()
-        self.gate.acquire()
-        self.leads = False
+        self.done = done
+        self.since = perf_counter()
         self.result: Any = None
         self.error: Exception | None = None
 
 
 class Batcher:
-    """Stacks the rows of calls that wait while the model is busy.
+    """Stacks the rows of calls that wait for each other or for the model.
 
-    The thread that finds the model idle computes its own call at once, so a lone request waits for nobody
-    unless `delay_seconds` says so. Calls that come meanwhile queue up; the first of them leads the next batch.
+    No thread waits for its call: the one whose call completes a batch computes it for all. A batch that is not
+    complete when its first call has waited `delay_seconds`, or that came together while the model was busy, is
+    computed by a thread of the batcher's own. Without a delay, a call that finds the model idle is computed at
+    once.
 
     Args:
         model: computes stacked calls.
         max_rows: rows of one batch.
-        delay_seconds: how long a leader waits for others.
+        delay_seconds: how long a call waits for others.
         runners: batches computed at once.
     """
 
@@ -46,11 +53,14 @@ class Batcher:
         self._lock = threading.Lock()
         self._pending: deque[_Entry] = deque()
         self._rows = 0  # of the pending calls
-        # A leader that waits for others holds its gate here; the arrival that fills its batch opens it.
-        self._waiting: threading.Lock | None = None
+        self._due = threading.Event()
+        self._asleep = False  # the batcher's own thread waits for a first call
+        self.worth = Worth()
+        self._company = Company(max_rows)
+        threading.Thread(target=self._watch, name="batches", daemon=True).start()
 
     def run(self, call: Call, deadline: float) -> Any:
-        """The call's own result, whoever computed it.
+        """The call's own result, waited for.
 
         Args:
             deadline: longest wait in seconds; 0 = no limit.
@@ -59,85 +69,108 @@ class Batcher:
             DeadlineExceeded: nobody came to compute the call in time.
             Exception: what the model raises for this call.
         """
-        entry = _Entry(call)
-        with self._lock:
-            lead = self._idle > 0
-            if lead:
-                self._idle -= 1
-            else:
-                self._pending.append(entry)
-                self._rows += call.rows
-                if self._waiting is not None and self._rows >= self._max_rows - 1:
-                    self._waiting.release()
-                    self._waiting = None
-        if not lead:
-            self._await(entry, deadline)
-            lead = entry.leads
-        if lead:
-            self._lead(entry)
+        gate = threading.Lock()
+        gate.acquire()
+        entry = self.submit(call, lambda *_: gate.release())
+        if not gate.acquire(timeout=deadline or -1):
+            if self._withdraw(entry):
+                raise DeadlineExceeded(deadline)
+            gate.acquire()
         if entry.error is not None:
             raise entry.error
         return entry.result
 
-    def _await(self, entry: _Entry, deadline: float) -> None:
-        if entry.gate.acquire(timeout=deadline or -1):
-            return
+    def submit(self, call: Call, done: Done) -> _Entry:
+        """Have the call computed; `done` is called with the result, maybe before this returns."""
+        entry = _Entry(call, done)
+        batch: list[_Entry] = []
         with self._lock:
-            if entry in self._pending:
-                self._pending.remove(entry)
-                self._rows -= entry.call.rows
-                raise DeadlineExceeded(deadline)
-        # It is being computed right now, or was just told to lead.
-        entry.gate.acquire()
+            self._pending.append(entry)
+            self._rows += call.rows
+            if self._idle and (not self._delay or self._rows >= self._company.enough):
+                self._idle -= 1
+                batch = self._take()
+            wake = self._asleep and bool(self._pending)
+            if wake:
+                self._asleep = False
+        if wake:
+            self._due.set()
+        if batch:
+            self._finish(batch)
+        return entry
 
-    def _lead(self, entry: _Entry) -> None:
-        entries = [entry]
+    def expire(self, now: float) -> None:
+        """Refuse the calls that still wait past their `expires`."""
+        with self._lock:
+            late = [entry for entry in self._pending if now > entry.call.expires]
+            for entry in late:
+                self._drop(entry)
+        for entry in late:
+            entry.error = TimeoutError("the call was not computed in time")
+            entry.done(None, entry.error)
+
+    def _withdraw(self, entry: _Entry) -> bool:
+        with self._lock:
+            waits = entry in self._pending
+            if waits:
+                self._drop(entry)
+        return waits
+
+    def _drop(self, entry: _Entry) -> None:
+        self._pending.remove(entry)
+        self._rows -= entry.call.rows
+
+    def _take(self) -> list[_Entry]:
+        """The first pending entry and those that can be stacked on it; the lock is held."""
+        first = self._pending.popleft()
+        entries, rows = [first], first.call.rows
+        left: deque[_Entry] = deque()
+        for entry in self._pending:
+            if rows + entry.call.rows <= self._max_rows and entry.call.stackable == first.call.stackable:
+                entries.append(entry)
+                rows += entry.call.rows
+            else:
+                left.append(entry)
+        self._pending = left
+        self._rows -= rows
+        self._company.gathered(rows)
+        return entries
+
+    def _watch(self) -> None:
+        """Compute the batches that no caller computes."""
+        while True:
+            batch: list[_Entry] = []
+            wait: float | None = None
+            with self._lock:
+                self._due.clear()
+                if not self._pending:
+                    self._asleep = True
+                elif self._idle:
+                    wait = self._pending[0].since + self._delay - perf_counter()
+                    if wait <= 0 or self._rows >= self._company.enough:
+                        self._idle -= 1
+                        batch = self._take()
+                # Without an idle runner, the one that finishes next sets `_due`.
+            if batch:
+                self._finish(batch)
+            else:
+                self._due.wait(wait)
+
+    def _finish(self, entries: list[_Entry]) -> None:
+        """Compute a batch, make room for the next one, and tell the callers."""
         try:
-            entries = self._gather(entry)
             self._compute(entries)
         finally:
             with self._lock:
-                successor = self._pending.popleft() if self._pending else None
-                if successor is None:
-                    self._idle += 1
-                else:
-                    self._rows -= successor.call.rows
-            for mate in entries[1:]:
-                mate.gate.release()
-            if successor is not None:
-                successor.leads = True
-                successor.gate.release()
-
-    def _gather(self, first: _Entry) -> list[_Entry]:
-        """The first entry and those waiting ones that can be stacked on it."""
-        if self._delay:
-            self._wait_for_others()
-        entries, rows = [first], first.call.rows
-        with self._lock:
-            left: deque[_Entry] = deque()
-            for entry in self._pending:
-                fits = rows + entry.call.rows <= self._max_rows
-                if fits and entry.call.stackable == first.call.stackable:
-                    entries.append(entry)
-                    rows += entry.call.rows
-                else:
-                    left.append(entry)
-            self._pending = left
-            self._rows -= rows - first.call.rows
-        return entries
-
-    def _wait_for_others(self) -> None:
-        gate = threading.Lock()
-        gate.acquire()
-        with self._lock:
-            # One leader waits at a time; another that is free meanwhile computes what is there.
-            if self._waiting is not None or self._rows >= self._max_rows - 1:
-                return
-            self._waiting = gate
-        gate.acquire(timeout=self._delay)
-        with self._lock:
-            if self._waiting is gate:
-                self._waiting = None
+                self._idle += 1
+                more = bool(self._pending) and not self._asleep
+            if more:
+                self._due.set()
+        for entry in entries:
+            try:
+                entry.done(entry.result, entry.error)
+            except Exception:  # noqa: BLE001 - the others of the batch must get their answers
+                logger().exception("an answer could not be sent")
 
     def _compute(self, entries: list[_Entry]) -> None:
         calls = [entry.call for entry in entries]
@@ -154,6 +187,7 @@ class Batcher:
                 self._alone(entry)
             return
         ended = perf_counter()
+        self.worth.stacked(stacked.rows, ended - begun)
         for entry, result in zip(entries, results, strict=True):
             entry.result = result
             entry.call.begun, entry.call.ended, entry.call.batch = begun, ended, 0
@@ -164,6 +198,7 @@ class Batcher:
         call.begun, call.batch = perf_counter(), call.rows
         try:
             entry.result = self._model.run(call)
-        except Exception as error:  # noqa: BLE001 - raised again in the thread whose request it is
+        except Exception as error:  # noqa: BLE001 - handed to the caller whose request it is
             entry.error = error
         call.ended = perf_counter()
+        self.worth.alone(call.rows, call.ended - call.begun)

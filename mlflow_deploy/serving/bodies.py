@@ -81,17 +81,18 @@ class GraphBodies:
                 typed = self._decode(body)
             except (msgspec.MsgspecError, ValueError, RecursionError):
                 return self.from_document(decode_document(body))
-            if isinstance(self.feeds, TensorFeeds):
-                return self.feeds.from_numbers(typed.inputs)
+            feeds = self.feeds
+            if isinstance(feeds, TensorFeeds):
+                return feeds.from_numbers(typed.inputs)
             split = typed.dataframe_split
-            columns = self._columns(self.feeds, split.columns)
-            return self.feeds.from_rows(columns, split.data, trusted=self.feeds.finite)
+            names = (
+                feeds.names if split.columns == self._usual_columns else self._columns(feeds, split.columns)
+            )
+            return feeds.from_rows(names, split.data, trusted=feeds.finite)
         return self.from_document(decode_document(body))
 
     def _columns(self, feeds: FrameFeeds, raw: msgspec.Raw) -> list[Any] | None:
         """The column names in a body; callers repeat their text, so that it is seldom read anew."""
-        if raw == self._usual_columns:
-            return feeds.names
         columns: Any = decode_document(bytes(raw))
         if not isinstance(columns, list | None):
             raise BadRequest("`columns` of dataframe_split must be a list")

@@ -22,11 +22,13 @@ class ServerConfig:
         deployment: name of the deployment, which is also the model's name in the Open Inference Protocol.
         revision: number of the revision.
         serving: how the server runs.
+        control: secret of the deployment's own commands; empty = they cannot ask this server for anything.
     """
 
     deployment: str = ""
     revision: int = 0
     serving: ServingSettings = dataclasses.field(default_factory=ServingSettings)
+    control: str = ""
 
 
 def read_config(path: Path | None) -> ServerConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from time import perf_counter
 from typing import Any, Protocol
@@ -13,6 +14,9 @@ from mlflow_deploy.serving.errors import DeadlineExceeded, RequestError
 from mlflow_deploy.serving.tensors import ModelInputs
 from mlflow_deploy.serving.tuning import concurrency, model_threads
 from mlflow_deploy.settings import ServingSettings
+
+Resume = Callable[[Any, Exception | None], None]
+"""Takes the answer to a request, or why there is none, from whichever thread has it; raises nothing."""
 
 
 class Asking(Protocol):
@@ -64,12 +68,15 @@ class DataPlane:
         if deadline:
             call.expires = request.arrived + deadline
         try:
-            if self._batcher is not None and call.stackable:
-                result = self._batcher.run(call, deadline)
+            batcher = self._batcher
+            if batcher is not None and call.stackable and batcher.worth.stack(call.rows):
+                result = batcher.run(call, deadline)
             else:
                 result = self.model.run(call)
                 call.ended = perf_counter()
                 call.batch = call.rows
+                if batcher is not None:
+                    batcher.worth.alone(call.rows, call.ended - call.begun)
         except RequestError:
             raise
         except Exception as error:
@@ -83,6 +90,46 @@ class DataPlane:
         if deadline and call.ended > call.expires:
             raise DeadlineExceeded(deadline)
         return result
+
+    def collect(self, call: Call, request: Asking, finish: Callable[[Any], Any], resume: Resume) -> bool:
+        """Have the call computed together with others, without a thread that waits for it.
+
+        Args:
+            finish: makes the answer from the result.
+            resume: is given the answer, or the exception that `predict` would raise.
+
+        Returns:
+            False when this call should go through `predict`, because batches do not pay, or the model is busy.
+        """
+        batcher = self._batcher
+        if batcher is None or not call.stackable:
+            return False
+        if not batcher.worth.stack(call.rows):
+            call.stackable = ()
+            return False
+        if not self.admission.enter_at_once():
+            return False
+        request.call = call
+        call.begun = perf_counter()
+        if self._deadline:
+            call.expires = request.arrived + self._deadline
+
+        def done(result: Any, error: Exception | None) -> None:
+            self.admission.leave()
+            call.data = None
+            try:
+                if self._deadline and perf_counter() > call.expires and not isinstance(error, RequestError):
+                    raise DeadlineExceeded(self._deadline) from error
+                if error is not None:
+                    raise error
+                answer = finish(result)
+            except Exception as raised:  # noqa: BLE001 - it becomes an answer and a log line
+                resume(None, raised)
+            else:
+                resume(answer, None)
+
+        batcher.submit(call, done)
+        return True
 
     def _predict_aside(self, pool: ThreadPoolExecutor, call: Call, request: Asking) -> Any:
         call.begun = begun = perf_counter()
@@ -102,4 +149,7 @@ class DataPlane:
 
     def tick(self) -> None:
         """Stop calls that are past their deadline; called a few times a second."""
-        self.model.expire(perf_counter())
+        now = perf_counter()
+        self.model.expire(now)
+        if self._batcher is not None:
+            self._batcher.expire(now)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import os
@@ -17,6 +18,8 @@ import msgspec
 
 from mlflow_deploy.serving.auth import Guard
 from mlflow_deploy.serving.backends.base import Call
+from mlflow_deploy.serving.crew import Crew
+from mlflow_deploy.serving.dataplane import Resume
 from mlflow_deploy.serving.errors import (
     BadRequest,
     ModelFailed,
@@ -30,10 +33,13 @@ from mlflow_deploy.serving.errors import (
 )
 from mlflow_deploy.serving.logs import logger
 from mlflow_deploy.serving.metrics import PROTOCOLS
+from mlflow_deploy.serving.recorder import Taking
+from mlflow_deploy.serving.tuning import model_threads
 from mlflow_deploy.serving.worker import Worker
 
 Headers = list[tuple[str, str]]
 StartResponse = Callable[[str, Headers], object]
+Send = Callable[[int, Headers, bytes], object]
 
 _STATUS_LINE = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
@@ -41,7 +47,7 @@ JSON = "application/json"
 _PIECE = 1 << 16
 
 
-class Request(msgspec.Struct):
+class Request(msgspec.Struct, gc=False):
     """One HTTP request.
 
     Attributes:
@@ -50,6 +56,7 @@ class Request(msgspec.Struct):
         arrived: `time.perf_counter()` at its arrival.
         limit: most bytes that its body may have.
         call: what it asked the model; set by the data plane.
+        resume: takes the answer from another thread, when the handler has returned None; None when it must not.
     """
 
     environ: dict[str, Any]
@@ -57,6 +64,7 @@ class Request(msgspec.Struct):
     arrived: float
     limit: int
     call: Call | None = None
+    resume: Resume | None = None
 
     def body(self) -> bytes:
         """The body, decompressed when the request says that it is compressed.
@@ -67,6 +75,7 @@ class Request(msgspec.Struct):
         """
         environ = self.environ
         length = environ.get("CONTENT_LENGTH")
+        encoding = environ.get("HTTP_CONTENT_ENCODING")
         if length:
             if not length.isdecimal():
                 raise BadRequest("The Content-Length is not a number")
@@ -79,7 +88,6 @@ class Request(msgspec.Struct):
             if len(data) > self.limit:
                 self._discard()
                 raise self._too_large()
-        encoding = environ.get("HTTP_CONTENT_ENCODING")
         return data if encoding is None else self._inflate(data, encoding)
 
     def _discard(self) -> None:
@@ -112,7 +120,7 @@ class Request(msgspec.Struct):
         )
 
 
-class Response(msgspec.Struct):
+class Response(msgspec.Struct, gc=False):
     """The answer to a request."""
 
     body: bytes
@@ -121,7 +129,7 @@ class Response(msgspec.Struct):
     headers: Headers = []
 
 
-Handler = Callable[[Request], Response]
+Handler = Callable[[Request], Response | None]
 
 
 class Route:
@@ -161,23 +169,51 @@ class App:
         guard: Guard | None = None,
     ) -> None:
         self._metrics = worker.metrics
+        self._recorder = worker.recorder
         self._routes = routes
         self._prefixes = tuple(prefixes)
         self._guard = guard
         self._limit = worker.settings.max_body_bytes
         self._sample = worker.settings.access_log
+        self._batching = worker.settings.max_batch_size > 1
+        self._crew = Crew(model_threads(worker.settings) + 1)
         self._prefix = f"{os.getpid():x}-{random.getrandbits(40):010x}-"
         self._counter = itertools.count(1)
         self._fallback = Route("", _unknown)
 
     def __call__(self, environ: dict[str, Any], start: StartResponse) -> list[bytes]:
-        """Answer one request."""
+        """Answer one request, as WSGI has it."""
+        bodies: list[bytes] = []
+
+        def send(status: int, headers: Headers, body: bytes) -> None:
+            start(_STATUS_LINE[status], headers)
+            bodies.append(body)
+
+        self._answer(environ, send, wait=True)
+        return bodies
+
+    def answer(self, protocol: Any, environ: dict[str, Any]) -> None:
+        """Answer one request of granian's, whose `environ` has what belongs to the request and nothing else.
+
+        The answer may be sent later, by another thread.
+        """
+        self._answer(environ, protocol.response_bytes, wait=not self._batching)
+        self._crew.finished(perf_counter())
+
+    def _answer(self, environ: dict[str, Any], send: Send, *, wait: bool) -> None:
         arrived = perf_counter()
         given = environ.get("HTTP_X_REQUEST_ID")
         if given is None or _REQUEST_ID.fullmatch(given) is None:
             given = f"{self._prefix}{next(self._counter):x}"
         request = Request(environ, given, arrived, self._limit)
-        route = self._routes.get(environ["PATH_INFO"]) or self._find(environ["PATH_INFO"])
+        path = environ["PATH_INFO"]
+        route = self._routes.get(path) or self._find(path)
+        taking: Taking | None = None
+        if self._recorder.on and route.scope == "predict":
+            taking = self._recorder.begin(environ, given)
+        if not wait:
+            request.resume = functools.partial(self._close, request, route, taking, send)
+        response: Response | None = None
         error: Exception | None = None
         try:
             if environ["REQUEST_METHOD"] != route.method and route.method:
@@ -187,16 +223,33 @@ class App:
             response = route.handler(request)
         except Exception as raised:  # noqa: BLE001 - whatever a model raises becomes an answer and a log line
             error = raised
-            response = _error_response(raised, route)
-        ended = perf_counter()
-        self._metrics.answered(route.protocol, response.status, arrived, ended, request.call)
+        if response is not None or error is not None:
+            self._close(request, route, taking, send, response, error)
+
+    def _close(
+        self,
+        request: Request,
+        route: Route,
+        taking: Taking | None,
+        send: Send,
+        response: Response | None,
+        error: Exception | None,
+    ) -> None:
+        """Count and log a request and send its answer, `response`, or without one what `error` says."""
+        if response is None:
+            response = _error_response(error or ModelFailed(), route)
+        seconds = perf_counter() - request.arrived
+        self._metrics.answered(
+            route.protocol, response.status, request.arrived, request.arrived + seconds, request.call
+        )
         if error is not None or (self._sample and random.random() < self._sample):  # noqa: S311
-            self._log(request, response.status, ended - arrived, error)
-        headers = [("content-type", response.content_type), ("x-request-id", given)]
+            self._log(request, response.status, seconds, error)
+        headers = [("content-type", response.content_type), ("x-request-id", request.id)]
         if response.headers:
             headers += response.headers
-        start(_STATUS_LINE[response.status], headers)
-        return [response.body]
+        if taking is not None:
+            taking.end(response.status, response.body, headers, seconds)
+        send(response.status, headers, response.body)
 
     def _find(self, path: str) -> Route:
         for prefix, route in self._prefixes:

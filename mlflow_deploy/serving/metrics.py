@@ -35,6 +35,7 @@ MODEL = LATENCY + len(PROTOCOLS) * TIMED
 QUEUE = MODEL + TIMED
 BATCH = QUEUE + TIMED
 _ROW = BATCH + BATCHED
+_TOGETHER = 64  # requests that are counted at once
 _HEAD = 8  # cells before the first row; the first one is the draining flag
 
 
@@ -99,7 +100,7 @@ class WorkerMetrics:
         self._cells[WAITING] = waiting
 
     def answered(self, protocol: int, status: int, arrived: float, ended: float, call: Call | None) -> None:
-        """A request was answered; it is counted at the next `flush`.
+        """A request was answered; it is counted with others at the next `flush`, or here when enough wait.
 
         Args:
             protocol: position in PROTOCOLS.
@@ -107,14 +108,23 @@ class WorkerMetrics:
             ended: the same at its answer.
             call: what it asked the model; None when it did not get so far.
         """
-        self._answered.append((protocol, status, ended - arrived, arrived, call))
+        answered = self._answered
+        answered.append((protocol, status, ended - arrived, arrived, call))
+        if len(answered) >= _TOGETHER and self._lock.acquire(blocking=False):
+            try:
+                self._count_waiting()
+            finally:
+                self._lock.release()
 
     def flush(self) -> None:
         """Count what was answered since the last time; called a few times a second and at a scrape."""
         with self._lock:
-            # What is appended meanwhile is for the next flush.
-            for _ in range(len(self._answered)):
-                self._count(*self._answered.popleft())
+            self._count_waiting()
+
+    def _count_waiting(self) -> None:
+        # What is appended meanwhile is for the next time.
+        for _ in range(len(self._answered)):
+            self._count(*self._answered.popleft())
 
     def _count(self, protocol: int, status: int, seconds: float, arrived: float, call: Call | None) -> None:
         cells = self._cells

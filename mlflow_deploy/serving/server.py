@@ -18,12 +18,13 @@ from typing import Any, NoReturn
 import numpy as np
 from granian.constants import HTTPModes, Interfaces, SSLProtocols
 from granian.log import LogLevels
+from granian.server import mp
 from granian.server.mp import MPServer
 
 from mlflow_deploy.serving.auth import Guard
 from mlflow_deploy.serving.http import App
 from mlflow_deploy.serving.logs import logger
-from mlflow_deploy.serving.protocols import info, mlflow, oip
+from mlflow_deploy.serving.protocols import admin, info, mlflow, oip
 from mlflow_deploy.serving.tuning import concurrency
 from mlflow_deploy.serving.worker import Launch, Worker
 
@@ -133,6 +134,8 @@ def load_application(launch: Launch, place: Place) -> Callable[..., Any]:
         signal.signal(name, signal.SIG_DFL)
     # Overflow and NaN are values here; numpy would warn about each.
     np.seterr(all="ignore")
+    # granian's own wrapper makes a WSGI environment for each request, with a copy of all environment variables.
+    vars(mp)["_wsgi_call_wrap"] = _unwrapped
     worker = Worker(launch, place.number)
     settings = worker.settings
     try:
@@ -153,6 +156,11 @@ def load_application(launch: Launch, place: Place) -> Callable[..., Any]:
     return app
 
 
+def _unwrapped(app: App, *_: Any) -> Callable[[Any, dict[str, Any]], None]:
+    """What granian calls for each request."""
+    return app.answer
+
+
 def _serve_grpc(worker: Worker, place: Place, guard: Guard | None) -> None:
     if worker.settings.grpc:
         from mlflow_deploy.serving.protocols.grpc import server as grpc
@@ -163,7 +171,8 @@ def _serve_grpc(worker: Worker, place: Place, guard: Guard | None) -> None:
 def make_app(worker: Worker, guard: Guard | None = None) -> App:
     """The HTTP application over a worker's state."""
     table, prefixes = oip.routes(worker)
-    return App(worker, {**info.routes(worker), **mlflow.routes(worker), **table}, prefixes, guard)
+    own = {**info.routes(worker), **admin.routes(worker, guard), **mlflow.routes(worker)}
+    return App(worker, {**own, **table}, prefixes, guard)
 
 
 def _load(worker: Worker) -> None:

@@ -19,6 +19,7 @@ from mlflow_deploy.serving.config import ServerConfig
 from mlflow_deploy.serving.dataplane import DataPlane
 from mlflow_deploy.serving.logs import logger
 from mlflow_deploy.serving.metrics import SharedMetrics, WorkerMetrics
+from mlflow_deploy.serving.recorder import Recorder, SharedRecorder
 
 _TICK_SECONDS = 0.25
 
@@ -31,11 +32,13 @@ class Launch:
         bundle: the verified bundle.
         config: the server's configuration.
         shared: counters that all workers share.
+        recorder: the rings that all workers record into.
     """
 
     bundle: Bundle
     config: ServerConfig
     shared: SharedMetrics
+    recorder: SharedRecorder
 
 
 class Worker:
@@ -46,6 +49,7 @@ class Worker:
         self.config = launch.config
         self.settings = launch.config.serving
         self.metrics = WorkerMetrics(launch.shared, number)
+        self.recorder = Recorder(launch.recorder, number)
         self.plane: DataPlane | None = None
 
     @property
@@ -81,6 +85,7 @@ class Worker:
                 plane.tick()
                 self.metrics.gauges(plane.admission.active, plane.admission.waiting)
             self.metrics.flush()
+            self.recorder.refresh()
             time.sleep(_TICK_SECONDS)
 
     @property

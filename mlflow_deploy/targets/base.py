@@ -11,7 +11,8 @@ from typing import Any, Literal
 import msgspec
 
 from mlflow_deploy.bundle import Bundle
-from mlflow_deploy.errors import DeploymentNotFound
+from mlflow_deploy.config import DeploymentSpec
+from mlflow_deploy.errors import DeploymentNotFound, Unsupported
 from mlflow_deploy.gateway.stats import CallStats
 
 
@@ -26,6 +27,9 @@ class Capability(enum.Enum):
 
     RESTARTS = "restarts"
     """A revision whose process dies is started again without a command."""
+
+    RECORDING = "recording"
+    """Replicas record requests with their answers on demand, for `ask`."""
 
 
 RevisionState = Literal["starting", "ready", "unavailable", "failed", "stopped"]
@@ -49,6 +53,7 @@ class RevisionRecord(msgspec.Struct, frozen=True, kw_only=True):
         notes: what the user should know about the conversion.
         spec: the deployment's settings, as `DeploymentSpec.model_dump(mode="json")`.
         created_at: UTC time, ISO 8601.
+        label: its name among the deployments of an endpoint; empty when it goes by its number.
     """
 
     number: int
@@ -63,6 +68,12 @@ class RevisionRecord(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
     spec: dict[str, Any]
     created_at: str
+    label: str = ""
+
+    @property
+    def settings(self) -> DeploymentSpec:
+        """The deployment's settings, read from `spec`; what an earlier version did not write is the default."""
+        return DeploymentSpec.model_validate(self.spec)
 
 
 class RolloutEvent(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,6 +82,7 @@ class RolloutEvent(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         at: UTC time, ISO 8601.
         share: percent of the requests that the candidate had.
+        copies: percent of the requests that it got copies of.
         decision: passed, undecided, failed or rolled back.
         reason: the numbers behind it.
     """
@@ -79,6 +91,61 @@ class RolloutEvent(msgspec.Struct, frozen=True, kw_only=True):
     share: int
     decision: str
     reason: str
+    copies: int = 0
+
+
+class DifferentRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A row that two revisions answered differently.
+
+    Attributes:
+        request_id: of the request that it came in.
+        row: position in that request, from 0.
+        inputs: the row as it was sent, shortened.
+        stable: the stable revision's answer, shortened.
+        candidate: the candidate's answer, shortened.
+        distance: how many times the tolerance numbers lie apart; infinite for different labels, as JSON null.
+    """
+
+    request_id: str
+    row: int
+    inputs: str
+    stable: str
+    candidate: str
+    distance: float | None
+
+
+class ShadowReport(msgspec.Struct, frozen=True, kw_only=True):
+    """How a shadow's answers compared with the stable revision's, on the same requests.
+
+    Attributes:
+        requests: requests whose two answers were compared.
+        rows: rows in them.
+        different: rows that were answered differently.
+        disagreement: mean share of different rows in a request, which the analysis judges.
+        unmatched: recorded answers whose other side was not recorded.
+        lost: records that were overwritten before they were read.
+        oversized: answers too large to be recorded.
+        unreadable: pairs whose answers could not be taken apart into rows.
+        busy: copies that the candidate had no room for.
+        stable_p50_ms, stable_p95_ms: latency of the stable revision, None before its first answer.
+        candidate_p50_ms, candidate_p95_ms: latency of the copies.
+        worst: the rows that lie furthest apart, at most five.
+    """
+
+    requests: int = 0
+    rows: int = 0
+    different: int = 0
+    disagreement: float = 0.0
+    unmatched: int = 0
+    lost: int = 0
+    oversized: int = 0
+    unreadable: int = 0
+    busy: int = 0
+    stable_p50_ms: float | None = None
+    stable_p95_ms: float | None = None
+    candidate_p50_ms: float | None = None
+    candidate_p95_ms: float | None = None
+    worst: tuple[DifferentRow, ...] = ()
 
 
 class RolloutRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,6 +153,7 @@ class RolloutRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         outcome: `promoted` or `rolled back`; empty while it goes on.
+        shadow: the comparison of answers of strategy `shadow`.
     """
 
     strategy: str
@@ -94,6 +162,35 @@ class RolloutRecord(msgspec.Struct, frozen=True, kw_only=True):
     started_at: str
     outcome: str = ""
     events: tuple[RolloutEvent, ...] = ()
+    shadow: ShadowReport | None = None
+
+
+class ChangeRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One change of a deployment, written in the same step as the state that it led to.
+
+    Attributes:
+        number: counts from 1 within the deployment.
+        at: UTC time, ISO 8601.
+        by: who ran the command: MLFLOW_TRACKING_USERNAME, or the user of the operating system.
+        action: what was done.
+        outcome: `started` when a candidate is brought up, then `done` or `rolled_back`.
+        revision: the revision it is about, 0 for several.
+        model: the fixed model version of that revision.
+        before: shares of the traffic in percent before it.
+        after: shares after it.
+        reason: why, and the numbers behind it; an empty string when a person simply asked for it.
+    """
+
+    number: int
+    at: str
+    by: str
+    action: Literal["create", "update", "add", "traffic", "rollback", "delete-revision"]
+    outcome: Literal["started", "done", "rolled_back"]
+    revision: int = 0
+    model: str = ""
+    before: dict[int, int] = {}
+    after: dict[int, int] = {}
+    reason: str = ""
 
 
 class DeploymentRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,12 +202,17 @@ class DeploymentRecord(msgspec.Struct, frozen=True, kw_only=True):
         host: address the deployment listens on.
         port: its port.
         gateway: what stands in front of the revisions: `envoy` or `none`.
+        gateway_note: why there is none although the settings left it to the target, or an empty string.
         revisions: every revision that still exists, oldest first.
         weights: revision number -> share of the traffic in percent; adds up to 100 in phase `ready`.
+        mirror: revision number -> percent of the requests that it gets copies of; its answers to them are
+            thrown away.
+        replicas: revision number -> replicas that it has for now, where a rollout deviates from its settings.
         candidate: revision that a rollout is bringing up, 0 when there is none.
         rollout: the rollout that goes on; its stable revision and its candidate run with or without traffic.
         last_rollout: the rollout that ended last.
         previous: revisions that were stable before, the latest last; a rollback goes back along them.
+        history: the latest changes, the newest last.
         created_at: UTC time, ISO 8601.
         updated_at: UTC time, ISO 8601.
     """
@@ -120,12 +222,16 @@ class DeploymentRecord(msgspec.Struct, frozen=True, kw_only=True):
     host: str
     port: int
     gateway: str = "none"
+    gateway_note: str = ""
     revisions: tuple[RevisionRecord, ...]
     weights: dict[int, int]
+    mirror: dict[int, int] = {}
+    replicas: dict[int, int] = {}
     candidate: int = 0
     rollout: RolloutRecord | None = None
     last_rollout: RolloutRecord | None = None
     previous: tuple[int, ...] = ()
+    history: tuple[ChangeRecord, ...] = ()
     created_at: str
     updated_at: str
 
@@ -138,9 +244,23 @@ class DeploymentRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def wanted(self) -> list[int]:
-        """Revisions that shall run: those with traffic, and both sides of a rollout."""
+        """Revisions that shall run: those with traffic or copies of it, and both sides of a rollout."""
         sides = {self.rollout.stable, self.rollout.candidate} if self.rollout else set()
+        sides |= {number for number, percent in self.mirror.items() if percent}
         return sorted({number for number, weight in self.weights.items() if weight} | sides)
+
+    @property
+    def kept(self) -> list[int]:
+        """Former stable revisions that go on running without traffic where they still run."""
+        if self.gateway == "none" or not self.weights:
+            return []
+        known = {revision.number for revision in self.revisions}
+        former = [number for number in self.previous if number in known and number not in self.wanted]
+        return sorted(former[max(0, len(former) - self.stable.settings.keep_revisions) :])
+
+    def replica_count(self, number: int) -> int:
+        """How many replicas a revision shall have now."""
+        return self.replicas.get(number) or self.revision(number).settings.replicas
 
     def revision(self, number: int) -> RevisionRecord:
         """The revision with this number.
@@ -168,6 +288,26 @@ class RevisionStatus(msgspec.Struct, frozen=True, kw_only=True):
     pid: int = 0
     since: float = 0.0
     detail: str = ""
+
+
+class Orphan(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that a killed command left behind and that no deployment needs.
+
+    Attributes:
+        target: where it is.
+        kind: container, network, volume, process, folder, bundle or image.
+        name: its own name, by which it is removed.
+        deployment: the deployment that it belonged to; empty when it served several.
+        why: why nothing needs it.
+        bytes: what its removal frees; 0 when that is not known.
+    """
+
+    target: str
+    kind: str
+    name: str
+    deployment: str = ""
+    why: str = ""
+    bytes: int = 0
 
 
 class Target(ABC):
@@ -232,6 +372,34 @@ class Target(ABC):
     def stop(self, name: str, number: int) -> None:
         """Drain and stop a revision; does nothing when it does not run."""
 
+    def forget(self, name: str, number: int) -> None:
+        """Stop a revision and remove everything that belongs to it alone; the bundle stays."""
+        self.stop(name, number)
+
+    def orphan_names(self) -> list[str]:
+        """Names of everything under which `orphans` may find something, sorted."""
+        return self.names()
+
+    def orphans(self, name: str) -> list[Orphan]:
+        """What is on the target under a name and belongs to no deployment; called while its lock is held."""
+        return []
+
+    def remove_orphan(self, orphan: Orphan) -> None:
+        """Remove what `orphans` found while the lock of its deployment is held; gone already is no error."""
+        raise Unsupported(self.name, f"removing a {orphan.kind}")
+
+    def bundles_in_use(self) -> set[str]:
+        """Digests of all bundles that a deployment refers to, of other namespaces of the target too."""
+        records = [self.read_record(name) for name in self.names()]
+        return {each.bundle for record in records if record for each in record.revisions}
+
+    def image_of(self, revision: RevisionRecord, bundle: Bundle) -> dict[str, str]:
+        """The image that a revision would run from: `name` and `action` (reuse or build); empty without images.
+
+        Changes nothing on the target.
+        """
+        return {}
+
     @abstractmethod
     def status(self, record: DeploymentRecord, number: int) -> RevisionStatus:
         """What a revision does now."""
@@ -240,14 +408,16 @@ class Target(ABC):
     def apply(self, record: DeploymentRecord, bundles: Mapping[int, Bundle]) -> None:
         """Make what runs match the record: its wanted revisions run, all others are drained and stopped.
 
-        Idempotent; it is how traffic moves and how a target comes back after a kill or a restart. The record
-        is the decision: it has been written before.
+        Those that the record keeps are left running without traffic. Idempotent; it is how traffic moves and
+        how a target comes back after a kill or a restart. The record is the decision: it has been written
+        before. Nothing is stopped before what was started instead is ready.
 
         Args:
-            bundles: the bundle of each wanted revision.
+            bundles: the bundle of each wanted revision, and of those kept ones whose dead replicas shall be
+                started again.
 
         Raises:
-            Unsupported: several revisions have a weight, and the deployment cannot split its traffic.
+            Unsupported: several revisions have a weight, or one gets copies, and no gateway stands in front.
         """
 
     @abstractmethod
@@ -256,10 +426,18 @@ class Target(ABC):
 
     @abstractmethod
     def stats(self, record: DeploymentRecord) -> dict[int, CallStats]:
-        """What clients asked of each revision, counted since the gateway was started.
+        """What each revision was asked, copies included, counted since the gateway was started.
 
         Empty where nothing counts, as without a gateway.
         """
+
+    def ask(self, record: DeploymentRecord, number: int, path: str, order: bytes) -> dict[str, bytes]:
+        """POST an order to an administrative address of each replica of a revision.
+
+        Returns:
+            Name of the replica -> body of its answer; replicas that do not answer with 200 are left out.
+        """
+        return {}
 
     @abstractmethod
     def control(self, name: str) -> str:
@@ -279,9 +457,27 @@ class Target(ABC):
         """HOST:PORT for gRPC clients, an empty string when the deployment does not speak gRPC."""
         return ""
 
+    def lacks_gateway(self) -> str:
+        """Why no gateway can stand in front of a new deployment here; an empty string when one can."""
+        return ""
+
     def can_split(self, record: DeploymentRecord) -> bool:
         """Whether several revisions of this deployment can share its traffic."""
-        return Capability.TRAFFIC_SPLIT in self.capabilities
+        return Capability.TRAFFIC_SPLIT in self.capabilities and record.gateway != "none"
+
+    def check_split(self, record: DeploymentRecord, weights: Mapping[int, int]) -> None:
+        """Refuse shares that the deployment cannot make.
+
+        Raises:
+            Unsupported: several revisions have a weight, or one gets copies, and no gateway stands in front.
+        """
+        several = sum(weight > 0 for weight in weights.values()) > 1 or any(record.mirror.values())
+        if several and not self.can_split(record):
+            raise Unsupported(
+                self.name,
+                "sharing traffic between revisions of a deployment without gateway",
+                "Create the deployment with -C gateway=envoy, or give one revision 100 %",
+            )
 
     def require(self, name: str) -> DeploymentRecord:
         """The record of a finished deployment.

@@ -28,10 +28,11 @@ import msgspec
 
 from mlflow_deploy.bundle import Bundle
 from mlflow_deploy.config import DockerSpec, state_home
-from mlflow_deploy.errors import ConfigError, MissingExtra, TargetError, Unsupported
+from mlflow_deploy.errors import MissingExtra, TargetError
 from mlflow_deploy.files import write_atomic
 from mlflow_deploy.gateway.stats import CallStats
 from mlflow_deploy.images.builder import build_image
+from mlflow_deploy.images.catalog import image_status
 from mlflow_deploy.images.engine import Engine, connect, find_image, reason
 from mlflow_deploy.images.spec import ImageSpec, parse_image_spec
 from mlflow_deploy.targets import docker_names as keys
@@ -39,19 +40,21 @@ from mlflow_deploy.targets import docker_state as state
 from mlflow_deploy.targets.base import (
     Capability,
     DeploymentRecord,
+    Orphan,
     RevisionRecord,
-    RevisionState,
     RevisionStatus,
     Target,
 )
 from mlflow_deploy.targets.docker_containers import (
     Place,
+    ask_server,
     docker_spec,
     drain_seconds,
     ensure_running,
-    is_ready,
+    grpc_port,
+    inspected,
     remove_all,
-    started_at,
+    replica_status,
     stop_containers,
     wait_ready,
 )
@@ -64,6 +67,8 @@ from mlflow_deploy.targets.docker_gateway import (
 )
 from mlflow_deploy.targets.docker_logs import read_logs
 from mlflow_deploy.targets.docker_names import Names
+from mlflow_deploy.targets.docker_orphans import bundles_in_use, find_orphans, left_locks, remove_orphan
+from mlflow_deploy.targets.replicas import check_gateway_settings, combined
 
 NAMESPACE_VARIABLE = "MLFLOW_DEPLOY_DOCKER_NAMESPACE"
 """Environment variable that keeps the deployments of several teams on one engine apart."""
@@ -75,7 +80,9 @@ class DockerTarget(Target):
     """Revisions as containers of the engine that DOCKER_HOST or the current Docker context names."""
 
     name = "docker"
-    capabilities = frozenset({Capability.DURABLE, Capability.RESTARTS, Capability.TRAFFIC_SPLIT})
+    capabilities = frozenset(
+        {Capability.DURABLE, Capability.RESTARTS, Capability.TRAFFIC_SPLIT, Capability.RECORDING}
+    )
 
     def __init__(self, home: Path | None = None, *, namespace: str | None = None) -> None:
         """Open the target; the engine is asked at the first call of a method.
@@ -141,7 +148,7 @@ class DockerTarget(Target):
 
     def start(self, record: DeploymentRecord, revision: RevisionRecord, bundle: Bundle) -> RevisionStatus:
         place = Place(self._names, record, revision)
-        self._check(place)
+        check_gateway_settings(record.name, revision.settings, record.gateway)
         with connect() as engine:
             try:
                 image = self._image(engine, bundle, place.spec)
@@ -161,8 +168,7 @@ class DockerTarget(Target):
             record = state.read_record(engine, self._names, name)
             known = record.revisions if record else ()
             seconds = next((drain_seconds(each) for each in known if each.number == number), 0.0)
-            wanted = self._names.filters(name, "revision", number)
-            stop_containers(engine, engine.api.containers(all=True, filters=wanted), seconds)
+            stop_containers(engine, self._containers(engine, name, number), seconds)
 
     def status(self, record: DeploymentRecord, number: int) -> RevisionStatus:
         place = Place(self._names, record, record.revision(number))
@@ -172,37 +178,49 @@ class DockerTarget(Target):
             gateway = not behind or gateway_answers(engine, self._names, record.name)
             return self._status(engine, place, gateway=gateway)
 
-    def can_split(self, record: DeploymentRecord) -> bool:
-        return record.gateway != "none"
-
     def apply(self, record: DeploymentRecord, bundles: Mapping[int, Bundle]) -> None:
-        wanted = record.wanted
-        if len(record.weights) > 1 and not self.can_split(record):
-            raise Unsupported(
-                self.name,
-                "sharing traffic between revisions without a gateway",
-                "Create the deployment with -C gateway=envoy, or give one revision 100 %",
-            )
+        self.check_split(record, record.weights)
         with connect() as engine:
             self._ensure_network(engine, record.name)
+            kept = [number for number in record.kept if self._containers(engine, record.name, number)]
+            wanted = [*record.wanted, *kept]
             if not self.can_split(record):
                 # The port is free for the new revision only when the old one has let go of it.
                 self._stop_others(engine, record, wanted)
-            for number in wanted:
+            for number in (number for number in wanted if number in bundles):
                 place = Place(self._names, record, record.revision(number))
                 image = self._image(engine, bundles[number], place.spec)
                 started = ensure_running(engine, place, image, publish=True)
-                wait_ready(engine, place, started)
+                if number not in kept:
+                    wait_ready(engine, place, started)
             if self.can_split(record):
                 spec = image_spec(docker_spec(record.stable))
-                apply_gateway(engine, self._names, record, spec, _LOG.info)
+                apply_gateway(engine, self._names, record, wanted, spec, _LOG.info)
                 self._stop_others(engine, record, wanted)
+
+    def grpc_address(self, record: DeploymentRecord) -> str:
+        if not record.stable.settings.serving.grpc:
+            return ""
+        port = record.port if self.can_split(record) else grpc_port(record)
+        return f"{record.host}:{port}"
 
     def stats(self, record: DeploymentRecord) -> dict[int, CallStats]:
         if not self.can_split(record):
             return {}
         with connect() as engine:
             return gateway_stats(engine, self._names, record.name)
+
+    def ask(self, record: DeploymentRecord, number: int, path: str, order: bytes) -> dict[str, bytes]:
+        if not self.can_split(record):
+            return {}
+        answered = {}
+        with connect() as engine:
+            for container in self._containers(engine, record.name, number):
+                if container["State"] == "running":
+                    body = ask_server(engine, container["Id"], path, order)
+                    if body is not None:
+                        answered[container["Id"]] = body
+        return answered
 
     def control(self, name: str) -> str:
         with connect() as engine:
@@ -214,39 +232,53 @@ class DockerTarget(Target):
 
     def logs(self, name: str, number: int, *, follow: bool) -> Iterator[str]:
         with connect() as engine:
-            wanted = self._names.filters(name, "revision", number)
-            containers = engine.api.containers(all=True, filters=wanted)
-            yield from read_logs(engine, [each["Id"] for each in containers], follow=follow)
+            containers = self._containers(engine, name, number)
+            yield from read_logs(engine, [str(each["Id"]) for each in containers], follow=follow)
+
+    # --- what is not needed ---
+
+    def forget(self, name: str, number: int) -> None:
+        self.stop(name, number)
+        with connect() as engine:
+            state.remove_volume(engine, self._names.files(name, number))
+
+    def orphan_names(self) -> list[str]:
+        with connect() as engine:
+            locks = left_locks(engine, self._names)
+        return sorted({*self.names(), *locks})
+
+    def orphans(self, name: str) -> list[Orphan]:
+        record = self.read_record(name)
+        with connect() as engine:
+            return list(find_orphans(engine, self._names, name, record))
+
+    def remove_orphan(self, orphan: Orphan) -> None:
+        with connect() as engine:
+            remove_orphan(engine, self._names, orphan)
+
+    def bundles_in_use(self) -> set[str]:
+        with connect() as engine:
+            return bundles_in_use(engine)
+
+    def image_of(self, revision: RevisionRecord, bundle: Bundle) -> dict[str, str]:
+        return image_status(bundle, image_spec(docker_spec(revision)), _LOG.info)
 
     # --- details ---
 
-    def _check(self, place: Place) -> None:
-        if place.spec.replicas > 1 and not place.behind_gateway:
-            raise ConfigError(
-                f"Deployment {place.record.name!r} cannot have {place.spec.replicas} replicas",
-                why="without a gateway one container has its port",
-                hint="Create it with -C gateway=envoy, or leave docker.replicas out",
-            )
-
     def _status(self, engine: Engine, place: Place, *, gateway: bool) -> RevisionStatus:
         number = place.revision.number
-        listed = engine.api.containers(all=True, filters=place.filters)
-        found = [each for each in (_inspect(engine, container["Id"]) for container in listed) if each]
-        if not found:
+        listed = self._containers(engine, place.record.name, number)
+        containers = [found for each in listed if (found := inspected(engine, each["Id"]))]
+        if not containers:
             return RevisionStatus(number=number, state="stopped")
-        ready = [each for each in found if is_ready(engine, each)]
-        # Any replica that is started again moves it on.
-        since = max(started_at(each) for each in found)
-        first = (ready or found)[0]
-        current: RevisionState = "ready" if ready and gateway else "unavailable"
-        detail = "" if gateway else "its gateway does not answer"
-        if not ready:
-            detail = _why_not(first)
-        elif gateway and len(ready) < place.spec.replicas:
-            detail = f"{len(ready)} of {place.spec.replicas} replicas are ready"
-        return RevisionStatus(
-            number=number, state=current, pid=first["State"]["Pid"], since=since, detail=detail
-        )
+        replicas = [replica_status(engine, container) for container in containers]
+        return combined(number, place.replicas, replicas, gateway_answers=gateway)
+
+    def _containers(self, engine: Engine, name: str, number: int) -> list[Mapping[str, Any]]:
+        """The containers of a revision, whatever they do."""
+        wanted = self._names.filters(name, "revision", number)
+        found: list[Mapping[str, Any]] = engine.api.containers(all=True, filters=wanted)
+        return found
 
     def _image(self, engine: Engine, bundle: Bundle, docker: DockerSpec) -> str:
         """Id of the image of a bundle; built when the engine lacks it, and remembered by its content."""
@@ -294,15 +326,17 @@ class DockerTarget(Target):
                 engine.api.remove_network(network["Id"])
 
     def _stop_others(self, engine: Engine, record: DeploymentRecord, wanted: list[int]) -> None:
-        """Drain and stop the containers of all revisions but the wanted ones."""
-        kept = {str(number) for number in wanted}
+        """Drain and stop the containers of all but the wanted revisions, and replicas beyond their count."""
+        counts = {str(number): record.replica_count(number) for number in wanted}
         seconds = {str(each.number): drain_seconds(each) for each in record.revisions}
-        for container in engine.api.containers(
-            all=True, filters=self._names.filters(record.name, "revision")
-        ):
+        filters = self._names.filters(record.name, "revision")
+        others: dict[str, list[Mapping[str, Any]]] = {}
+        for container in engine.api.containers(all=True, filters=filters):
             number = container["Labels"][keys.REVISION]
-            if number not in kept:
-                stop_containers(engine, [container], seconds.get(number, 0.0))
+            if int(container["Labels"][keys.REPLICA]) > counts.get(number, 0):
+                others.setdefault(number, []).append(container)
+        for number, containers in others.items():
+            stop_containers(engine, containers, seconds.get(number, 0.0))
 
     def _recovered(self, engine: Engine, name: str) -> DeploymentRecord | None:
         """The record from the labels of containers, when it was removed under them (`docker volume prune`).
@@ -333,23 +367,3 @@ def image_spec(docker: DockerSpec) -> ImageSpec:
     given: dict[str, Any] = {"device": docker.device, **docker.image}
     given |= {key: getattr(docker, key) for key in ("base_image", "repository") if getattr(docker, key)}
     return parse_image_spec(given)
-
-
-def _inspect(engine: Engine, container: str) -> dict[str, Any] | None:
-    from docker.errors import NotFound
-
-    with contextlib.suppress(NotFound):
-        found: dict[str, Any] = engine.api.inspect_container(container)
-        return found
-    return None
-
-
-def _why_not(container: Mapping[str, Any]) -> str:
-    """Why an inspected container accepts no requests."""
-    current = container["State"]
-    if current["Status"] == "running":
-        return "its container runs but does not answer yet"
-    ended = f"its container ended with status {current['ExitCode']}"
-    if current["Status"] == "restarting":
-        return f"{ended} and is started again"
-    return f"{ended}; `mlflow-deploy up` starts it"

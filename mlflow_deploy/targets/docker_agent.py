@@ -46,10 +46,10 @@ def apply() -> int:
     if not (FOLDER / "spec.json").exists():
         sys.stderr.write("Error: the gateway is still being prepared\n")
         return 1
-    _, backends, traffic = _order()
+    spec, backends, traffic = _order()
     gateway = Gateway(FOLDER)
     gateway.wait_ready(_READY_SECONDS)
-    gateway.apply(backends, traffic)
+    gateway.apply(backends, traffic, spec=spec)
     _remember(traffic.weights)
     return 0
 

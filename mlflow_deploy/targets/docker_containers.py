@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import secrets
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -15,11 +18,14 @@ from mlflow_deploy.config import DockerSpec
 from mlflow_deploy.errors import PortInUse, StartFailed
 from mlflow_deploy.images import layout
 from mlflow_deploy.images.engine import Engine, reason
+from mlflow_deploy.serving.ask import ORDER
 from mlflow_deploy.settings import ServingSettings
 from mlflow_deploy.targets import docker_names as keys
 from mlflow_deploy.targets.base import DeploymentRecord, RevisionRecord
 from mlflow_deploy.targets.docker_files import FILES, fill
+from mlflow_deploy.targets.docker_limits import hardened, limits
 from mlflow_deploy.targets.docker_names import Names, alias
+from mlflow_deploy.targets.replicas import ReplicaStatus, wait_until_ready
 
 _FILE_KEYS = ("auth_file", "tls_cert", "tls_key", "tls_client_ca")
 _HEALTH = [layout.PYTHON, "-I", "-S", f"{layout.APP}/mlflow_deploy/images/health.py"]
@@ -57,6 +63,11 @@ class Place:
         return self.record.gateway != "none"
 
     @property
+    def replicas(self) -> int:
+        """How many containers it shall have now."""
+        return self.record.replica_count(self.revision.number)
+
+    @property
     def filters(self) -> dict[str, Any]:
         """What finds its containers."""
         return self.names.filters(self.record.name, "revision", self.revision.number)
@@ -64,11 +75,13 @@ class Place:
 
 def docker_spec(revision: RevisionRecord) -> DockerSpec:
     """The settings of target `docker` in a revision's record."""
-    return DockerSpec.model_validate(revision.spec.get("docker", {}))
+    return revision.settings.docker
 
 
 def ensure_running(engine: Engine, place: Place, image: str, *, publish: bool) -> list[str]:
     """Have all replicas of a revision running; returns the ids of those that were started now.
+
+    Replicas beyond their count are left to the caller, who takes them out of the traffic first.
 
     Args:
         publish: without a gateway, give the container the deployment's port.
@@ -77,13 +90,14 @@ def ensure_running(engine: Engine, place: Place, image: str, *, publish: bool) -
         PortInUse: the deployment's port is taken.
         StartFailed: the engine cannot start a container.
     """
-    wanted = {str(number): number for number in range(1, place.spec.replicas + 1)}
-    left = dict(wanted)
+    left = {str(number): number for number in range(1, place.replicas + 1)}
     started = []
     for container in engine.api.containers(all=True, filters=place.filters):
         labels = container["Labels"]
-        replica = labels.get(keys.REPLICA, "")
-        fits = labels.get(keys.BUNDLE) == place.revision.bundle and replica in left
+        replica = labels[keys.REPLICA]
+        if int(replica) > place.replicas:
+            continue
+        fits = labels.get(keys.BUNDLE) == place.revision.bundle
         fits = fits and (place.behind_gateway or not publish or labels.get(keys.PUBLISHED) == "yes")
         if not fits:
             stop_containers(engine, [container], drain_seconds(place.revision))
@@ -102,28 +116,46 @@ def wait_ready(engine: Engine, place: Place, containers: Iterable[str]) -> None:
     Raises:
         StartFailed: one of them ended, or the time is over; with the end of its log.
     """
+    for container in containers:
+        failure = partial(_failed, engine, place, container)
+        restarts = None
+
+        def ready(container: str = container, failure: Callable[[str], StartFailed] = failure) -> bool:
+            nonlocal restarts
+            found = inspected(engine, container)
+            if found is None:
+                raise failure("its container was removed")
+            restarts = found["RestartCount"] if restarts is None else restarts
+            if found["RestartCount"] > restarts or found["State"]["Status"] not in ("running", "created"):
+                why = f"its container ended with status {found['State']['ExitCode']}"
+                if found["State"].get("OOMKilled"):
+                    why = "its container ran out of memory; give it more with docker.memory"
+                raise failure(why)
+            return is_ready(engine, found)
+
+        wait_until_ready(ready, failure, limit=place.revision.settings.ready_seconds, poll=_POLL_SECONDS)
+
+
+def inspected(engine: Engine, container: str) -> dict[str, Any] | None:
+    """What the engine knows of a container, None when it is gone."""
     from docker.errors import NotFound
 
-    limit = float(place.revision.spec.get("ready_seconds", 120.0))
-    deadline = time.monotonic() + limit
-    for container in containers:
-        restarts = None
-        while True:
-            try:
-                state = engine.api.inspect_container(container)
-            except NotFound:
-                raise _failed(engine, place, container, "its container was removed") from None
-            restarts = state["RestartCount"] if restarts is None else restarts
-            if state["RestartCount"] > restarts or state["State"]["Status"] not in ("running", "created"):
-                why = f"its container ended with status {state['State']['ExitCode']}"
-                if state["State"].get("OOMKilled"):
-                    why = "its container ran out of memory; give it more with docker.memory"
-                raise _failed(engine, place, container, why)
-            if is_ready(engine, state):
-                break
-            if time.monotonic() > deadline:
-                raise _failed(engine, place, container, f"it was not ready within {limit:g} s")
-            time.sleep(_POLL_SECONDS)
+    with contextlib.suppress(NotFound):
+        found: dict[str, Any] = engine.api.inspect_container(container)
+        return found
+    return None
+
+
+def replica_status(engine: Engine, container: Mapping[str, Any]) -> ReplicaStatus:
+    """What an inspected container does now."""
+    ready = is_ready(engine, container)
+    return ReplicaStatus(
+        ready=ready,
+        failed=False,
+        pid=container["State"]["Pid"],
+        since=_started_at(container),
+        detail="" if ready else _why_not(container),
+    )
 
 
 def is_ready(engine: Engine, container: Mapping[str, Any]) -> bool:
@@ -155,6 +187,13 @@ def execute(
             return -1, reason(error)
         raise
     return -1 if status is None else int(status), output.decode(errors="replace")
+
+
+def ask_server(engine: Engine, container: str, path: str, order: bytes) -> bytes | None:
+    """POST an order to an administrative address of the server in a container; None when it does not answer."""
+    command = [layout.PYTHON, "-I", "-S", f"{layout.APP}/mlflow_deploy/serving/ask.py", path]
+    status, output = execute(engine, container, command, {ORDER: order.decode()})
+    return base64.b64decode(output) if status == 0 else None
 
 
 def stop_containers(engine: Engine, containers: Iterable[Mapping[str, Any]], seconds: float) -> None:
@@ -194,18 +233,15 @@ def remove_all(engine: Engine, containers: Iterable[Mapping[str, Any]]) -> None:
                 raise
 
 
+def grpc_port(record: DeploymentRecord) -> int:
+    """The port of gRPC without a gateway, on the deployment's address."""
+    return record.stable.settings.serving.grpc_port or record.port + 1
+
+
 def drain_seconds(revision: RevisionRecord) -> float:
     """What requests in flight of a revision may take when it is stopped."""
-    given = revision.spec.get("serving", {})
-    return float(given.get("drain_seconds", 10.0)) + float(given.get("drain_delay_seconds", 0.0))
-
-
-def started_at(container: Mapping[str, Any]) -> float:
-    """When an inspected container was started, in seconds since the epoch."""
-    text = container["State"]["StartedAt"]
-    # Nanoseconds, of which Python reads six digits.
-    whole, _, rest = text.rstrip("Z").partition(".")
-    return datetime.fromisoformat(f"{whole}.{rest[:6] or '0'}+00:00").timestamp()
+    serving = revision.settings.serving
+    return serving.drain_seconds + serving.drain_delay_seconds
 
 
 def log_tail(engine: Engine, container: str) -> str:
@@ -218,30 +254,30 @@ def log_tail(engine: Engine, container: str) -> str:
     return ""
 
 
-def hardened(spec: DockerSpec) -> dict[str, Any]:
-    """Host settings of every container: no rights, nothing to write but /tmp, bounded in all it takes."""
-    from docker.types import LogConfig
-
-    host: dict[str, Any] = {
-        "cap_drop": ["ALL"],
-        "security_opt": ["no-new-privileges:true"],
-        "read_only": True,
-        "tmpfs": {"/tmp": f"mode=1777,size={spec.tmp_size}" if spec.tmp_size else "mode=1777"},  # noqa: S108
-        "restart_policy": {"Name": "unless-stopped"},
-        "pids_limit": spec.pids,
-        "log_config": LogConfig(
-            type=LogConfig.types.JSON,
-            config={"max-size": spec.log_max_size, "max-file": str(spec.log_max_files)},
-        ),
-    }
-    return host
-
-
 # --- details -----------------------------------------------------------------------------------------------
 
 
 class _NoGpuError(StartFailed):
     """The engine has no GPU to give."""
+
+
+def _started_at(container: Mapping[str, Any]) -> float:
+    """When an inspected container was started, in seconds since the epoch."""
+    text = container["State"]["StartedAt"]
+    # Nanoseconds, of which Python reads six digits.
+    whole, _, rest = text.rstrip("Z").partition(".")
+    return datetime.fromisoformat(f"{whole}.{rest[:6] or '0'}+00:00").timestamp()
+
+
+def _why_not(container: Mapping[str, Any]) -> str:
+    """Why an inspected container accepts no requests."""
+    current = container["State"]
+    if current["Status"] == "running":
+        return "its container runs but does not answer yet"
+    ended = f"its container ended with status {current['ExitCode']}"
+    if current["Status"] == "restarting":
+        return f"{ended} and is started again"
+    return f"{ended}; `mlflow-deploy up` starts it"
 
 
 def _launch(engine: Engine, place: Place, image: str, replica: int, *, publish: bool) -> str:
@@ -262,6 +298,7 @@ def _create(engine: Engine, place: Place, image: str, replica: int, *, publish: 
     names, record, revision, spec = place.names, place.record, place.revision, place.spec
     serving, wanted = _serving(place)
     settings = {"deployment": record.name, "revision": revision.number, "serving": serving}
+    settings["control"] = secrets.token_urlsafe(32)
     labels = names.labels(
         record.name,
         "revision",
@@ -273,7 +310,7 @@ def _create(engine: Engine, place: Place, image: str, replica: int, *, publish: 
     )
     ports = _ports(place, serving) if publish else {}
     host = {**hardened(spec), "network_mode": names.network(record.name), "port_bindings": ports}
-    host |= _limits(spec, gpu=gpu)
+    host |= limits(spec, gpu=gpu)
     if wanted:
         volume = names.files(record.name, revision.number)
         engine.api.create_volume(
@@ -335,26 +372,8 @@ def _ports(place: Place, serving: Mapping[str, Any]) -> dict[str, tuple[str, int
     record = place.record
     ports = {f"{layout.PORT}/tcp": (record.host, record.port)}
     if serving.get("grpc"):
-        asked = place.revision.spec.get("serving", {}).get("grpc_port", 0)
-        ports[f"{layout.GRPC_PORT}/tcp"] = (record.host, asked or record.port + 1)
+        ports[f"{layout.GRPC_PORT}/tcp"] = (record.host, grpc_port(record))
     return ports
-
-
-def _limits(spec: DockerSpec, *, gpu: bool) -> dict[str, Any]:
-    from docker.types import DeviceRequest
-
-    limits: dict[str, Any] = {}
-    if spec.cpus:
-        limits["nano_cpus"] = round(spec.cpus * 1e9)
-    if spec.memory:
-        # The same for memory and swap: a model that swaps is slower than one that is restarted.
-        limits |= {"mem_limit": spec.memory, "memswap_limit": spec.memory}
-    if gpu:
-        which: dict[str, Any] = {"device_ids": spec.gpus.split(",")}
-        if spec.gpus == "all" or spec.gpus.isdigit():
-            which = {"count": -1 if spec.gpus == "all" else int(spec.gpus)}
-        limits["device_requests"] = [DeviceRequest(capabilities=[["gpu"]], **which)]
-    return limits
 
 
 def _failed(engine: Engine, place: Place, container: str, why: str) -> StartFailed:

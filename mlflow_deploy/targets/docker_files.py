@@ -15,19 +15,26 @@ FILES = "/etc/mlflow-deploy/files"
 """Where a revision's files are in its containers."""
 
 
-def fill(engine: Engine, container: str, serving: Mapping[str, Any], wanted: Iterable[str]) -> None:
-    """Copy the files that the settings name; where they are no longer here, earlier copies serve on."""
+def fill(
+    engine: Engine, container: str, serving: Mapping[str, Any], wanted: Iterable[str], *, folder: str = FILES
+) -> None:
+    """Copy the files that the settings name; where they are no longer here, earlier copies serve on.
+
+    Raises:
+        ConfigError: a file cannot be read and there is no copy; a container that never ran is removed.
+    """
     wanted = list(wanted)
     try:
-        put_files(engine, container, FILES, read_files(serving, wanted))
+        put_files(engine, container, folder, read_files(serving, wanted))
     except ConfigError:
         from docker.errors import NotFound
 
         try:
             for key in wanted:
-                engine.api.get_archive(container, f"{FILES}/{key}")
+                engine.api.get_archive(container, f"{folder}/{key}")
         except NotFound:
-            engine.api.remove_container(container, force=True)
+            if engine.api.inspect_container(container)["State"]["Status"] == "created":
+                engine.api.remove_container(container)
         else:
             return
         raise

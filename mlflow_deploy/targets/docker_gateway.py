@@ -6,12 +6,12 @@ import dataclasses
 import json
 import time
 import urllib.parse
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from mlflow_deploy.errors import PortInUse, TargetError
 from mlflow_deploy.gateway.admin import Admin
-from mlflow_deploy.gateway.spec import Backend, GatewaySpec, Replica, Traffic
+from mlflow_deploy.gateway.spec import Backend, Replica
 from mlflow_deploy.gateway.stats import CallStats, read_stats
 from mlflow_deploy.images import layout
 from mlflow_deploy.images.engine import Engine, reason
@@ -22,20 +22,20 @@ from mlflow_deploy.targets.docker_containers import (
     PORT_TAKEN,
     docker_spec,
     execute,
-    hardened,
     log_tail,
     remove_all,
 )
-from mlflow_deploy.targets.docker_files import put_files, read_files
+from mlflow_deploy.targets.docker_files import fill
 from mlflow_deploy.targets.docker_gateway_image import AGENT, ensure_gateway_image
+from mlflow_deploy.targets.docker_limits import hardened
 from mlflow_deploy.targets.docker_names import Names, alias
 from mlflow_deploy.targets.docker_state import remove_volume
+from mlflow_deploy.targets.gateway_spec import TLS_KEYS, gateway_spec, traffic_of
 
 Progress = Callable[[str], None]
 
 _COMMAND = [layout.PYTHON, "-m", "mlflow_deploy.targets.docker_agent"]
 _QUICK = [layout.PYTHON, "-I", "-S", AGENT]
-_TLS_KEYS = ("tls_cert", "tls_key", "tls_client_ca")
 _UP_SECONDS = 30.0
 _POLL_SECONDS = 0.1
 
@@ -54,17 +54,27 @@ class GatewayFailed(TargetError):
 
 
 def apply_gateway(
-    engine: Engine, names: Names, record: DeploymentRecord, image_spec: ImageSpec, progress: Progress
+    engine: Engine,
+    names: Names,
+    record: DeploymentRecord,
+    revisions: Sequence[int],
+    image_spec: ImageSpec,
+    progress: Progress,
 ) -> None:
     """Start the gateway, or change the running one, so that traffic flows as recorded; loses no request.
+
+    Args:
+        revisions: those that run, with or without traffic.
 
     Raises:
         GatewayFailed: it does not come up or refuses; the earlier traffic holds.
         PortInUse: the deployment's port is taken.
     """
-    order = {agent.ORDER: _order(record)}
+    order = {agent.ORDER: _order(record, revisions)}
     container = _running(engine, names, record.name)
-    if not container:
+    if container:
+        _put_certificates(engine, container, record)
+    else:
         image = ensure_gateway_image(engine, image_spec, progress)
         container = _start(engine, names, record, image, order)
     deadline = time.monotonic() + _UP_SECONDS
@@ -87,7 +97,7 @@ def gateway_answers(engine: Engine, names: Names, name: str) -> bool:
 
 
 def gateway_stats(engine: Engine, names: Names, name: str) -> dict[int, CallStats]:
-    """What clients asked of each revision since the gateway was started.
+    """What each revision was asked since the gateway was started.
 
     Raises:
         GatewayFailed: it does not answer.
@@ -96,7 +106,7 @@ def gateway_stats(engine: Engine, names: Names, name: str) -> dict[int, CallStat
     if not container:
         raise GatewayFailed(name, "it does not run", "")
     stats = read_stats(_Administration(engine, container, name))
-    return {number: each.served for number, each in stats.items()}
+    return {number: each.asked for number, each in stats.items()}
 
 
 def gateway_weights(engine: Engine, names: Names, name: str) -> dict[int, int]:
@@ -177,8 +187,7 @@ def _start(
         networking_config=engine.api.create_networking_config({names.network(name): endpoint}),
     )["Id"]
     try:
-        if files := read_files(record.stable.spec.get("serving", {}), _TLS_KEYS):
-            put_files(engine, container, str(agent.FOLDER), files)
+        _put_certificates(engine, container, record)
         engine.api.start(container)
     except APIError as error:
         why = reason(error)
@@ -189,38 +198,27 @@ def _start(
     return container
 
 
-def _order(record: DeploymentRecord) -> str:
+def _order(record: DeploymentRecord, revisions: Sequence[int]) -> str:
     """What the gateway shall do, for the program in its container."""
     backends = []
-    for number in record.wanted:
-        revision = record.revision(number)
-        grpc = layout.GRPC_PORT if revision.spec.get("serving", {}).get("grpc") else 0
-        count = docker_spec(revision).replicas
+    for number in sorted(revisions):
+        grpc = layout.GRPC_PORT if record.revision(number).settings.serving.grpc else 0
+        count = record.replica_count(number)
         replicas = tuple(Replica(alias(number, each), layout.PORT, grpc) for each in range(1, count + 1))
         backends.append(Backend(revision=number, replicas=replicas))
-    traffic = Traffic({number: weight for number, weight in record.weights.items() if weight})
+    serving = record.stable.settings.serving
+    tls = {key: f"{agent.FOLDER}/{key}" for key in TLS_KEYS if getattr(serving, key)}
+    # The address of its container; the engine publishes it where the user wants.
+    spec = gateway_spec(record, "0.0.0.0", agent.PORT, tls)  # noqa: S104
     document = {
-        "spec": dataclasses.asdict(_spec(record)),
+        "spec": dataclasses.asdict(spec),
         "backends": [dataclasses.asdict(backend) for backend in backends],
-        "traffic": dataclasses.asdict(traffic),
+        "traffic": dataclasses.asdict(traffic_of(record)),
     }
     return json.dumps(document)
 
 
-def _spec(record: DeploymentRecord) -> GatewaySpec:
+def _put_certificates(engine: Engine, container: str, record: DeploymentRecord) -> None:
     serving = record.stable.spec.get("serving", {})
-    deadline = serving.get("deadline_seconds", 60.0)
-    cert, key, client_ca = (f"{agent.FOLDER}/{name}" if serving.get(name) else "" for name in _TLS_KEYS)
-    return GatewaySpec(
-        deployment=record.name,
-        host="0.0.0.0",  # noqa: S104 - of its container; the engine publishes it where the user wants
-        port=agent.PORT,
-        # A deadline of the server ends a request with its own words; the gateway's is the safety net.
-        request_timeout_seconds=deadline + 5 if deadline else 0,
-        # Predictions change nothing, so they may be asked of another replica.
-        repeatable=("/invocations", "/v2", "/inference.GRPCInferenceService/"),
-        buffer_bytes=serving.get("max_body_bytes", 10 * 1024 * 1024),
-        tls_cert=cert,
-        tls_key=key,
-        tls_client_ca=client_ca,
-    )
+    if wanted := [key for key in TLS_KEYS if serving.get(key)]:
+        fill(engine, container, serving, wanted, folder=str(agent.FOLDER))

@@ -4,24 +4,28 @@ Layout of the state folder (`MLFLOW_DEPLOY_HOME`, by default in the user's state
 
     bundles/sha256-.../              the bundles of all deployments
     local/supervisord.conf, ...      the process supervisor
-    local/programs/NAME.r1.conf      one file per process
-    local/deployments/NAME/          deployment.json (the record), ports.json, r1.json (settings), logs/r1.log
+    local/programs/NAME.r1-1.conf    one file per process: revision 1, replica 1
+    local/deployments/NAME/          deployment.json (the record), ports.json, r1-1.json, logs/r1-1.log
     local/deployments/NAME/gateway/  configuration of its Envoy, when it has one
     local/locks/NAME.lock            held by the command that changes the deployment
 
-With a gateway, Envoy listens on the deployment's port and revisions on ports of their own. Without one,
-revisions listen on the deployment's port themselves: a new one opens it only when it is ready and then
-shares it with the old one until that is stopped.
+With a gateway, Envoy listens on the deployment's port and each replica of a revision on a port of its own.
+Without one, a revision is one process that listens on the deployment's port itself: a new one opens it only
+when it is ready and then shares it with the old one until that is stopped.
 """
 
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
+import re
+import secrets
 import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -30,18 +34,19 @@ from mlflow_deploy.bundle import Bundle
 from mlflow_deploy.config import state_home
 from mlflow_deploy.errors import (
     DeploymentBusy,
+    MissingExtra,
     StartFailed,
     StateWriteFailed,
-    Unsupported,
 )
 from mlflow_deploy.files import LockHeldError, locked, write_atomic
+from mlflow_deploy.gateway.binary import envoy_binary
 from mlflow_deploy.gateway.stats import CallStats
-from mlflow_deploy.settings import ServingSettings
+from mlflow_deploy.serving.ask import ask
 from mlflow_deploy.targets.base import (
     Capability,
     DeploymentRecord,
+    Orphan,
     RevisionRecord,
-    RevisionState,
     RevisionStatus,
     Target,
 )
@@ -52,8 +57,14 @@ from mlflow_deploy.targets.local_gateway import (
     gateway_ready,
     gateway_stats,
 )
+from mlflow_deploy.targets.local_gateway import (
+    program_name as gateway_program,
+)
+from mlflow_deploy.targets.local_logs import read_logs
+from mlflow_deploy.targets.local_orphans import find_orphans, forget_files, left_names, remove_orphan
 from mlflow_deploy.targets.local_ports import PortBook
 from mlflow_deploy.targets.network import answers, listens
+from mlflow_deploy.targets.replicas import ReplicaStatus, check_gateway_settings, combined, wait_until_ready
 from mlflow_deploy.targets.supervisor import ProcessState, Program, Supervisor
 
 _POLL_SECONDS = 0.05
@@ -65,7 +76,9 @@ class LocalTarget(Target):
     """Revisions as supervised processes of this machine."""
 
     name = "local"
-    capabilities = frozenset({Capability.DURABLE, Capability.RESTARTS, Capability.TRAFFIC_SPLIT})
+    capabilities = frozenset(
+        {Capability.DURABLE, Capability.RESTARTS, Capability.TRAFFIC_SPLIT, Capability.RECORDING}
+    )
 
     def __init__(self, home: Path | None = None) -> None:
         self.home = home or state_home()
@@ -110,10 +123,9 @@ class LocalTarget(Target):
     def remove(self, name: str) -> None:
         if self._gateway(name).is_dir():
             drain_gateway(self._gateway(name))
-        # The gateway's name sorts first, so that no request comes for a revision that is gone.
-        for program in self.supervisor.program_names():
-            if program.partition(".")[0] == name:
-                self.supervisor.remove(program)
+        # The gateway first, so that no request comes for a revision that is gone.
+        self.supervisor.remove(gateway_program(name))
+        self.supervisor.remove(*self._programs(name))
         folder = self._deployments / name
         if folder.exists():
             # Renamed first, so that a kill in the middle leaves no half of a deployment under its name.
@@ -127,20 +139,23 @@ class LocalTarget(Target):
     # --- processes ---
 
     def start(self, record: DeploymentRecord, revision: RevisionRecord, bundle: Bundle) -> RevisionStatus:
-        program = _program_name(record.name, revision.number)
+        check_gateway_settings(record.name, revision.settings, record.gateway)
         try:
             self._run(record, revision, bundle)
-            return self._wait_ready(record, revision)
+            replicas = self._replicas(record, revision.number)
+            for replica in replicas:
+                self._wait_ready(record, revision, replica)
+            status = [self._replica_status(record, revision, replica) for replica in replicas]
+            return combined(revision.number, len(replicas), status, gateway_answers=True)
         except BaseException:
-            self.supervisor.remove(program)
+            self.stop(record.name, revision.number)
             raise
 
     def stop(self, name: str, number: int) -> None:
-        self.supervisor.remove(_program_name(name, number))
+        self.supervisor.remove(*self._programs(name, number))
 
     def status(self, record: DeploymentRecord, number: int) -> RevisionStatus:
-        program = _program_name(record.name, number)
-        if program not in self.supervisor.program_names():
+        if not self._programs(record.name, number):
             return RevisionStatus(number=number, state="stopped")
         if not self.supervisor.is_running():
             return RevisionStatus(
@@ -148,42 +163,45 @@ class LocalTarget(Target):
                 state="unavailable",
                 detail="the process supervisor does not run; `mlflow-deploy up` starts it",
             )
-        process = self.supervisor.state(program)
-        if process is None:
-            return RevisionStatus(
-                number=number,
-                state="unavailable",
-                detail="it is not under supervision; `mlflow-deploy up` starts it",
-            )
-        if record.gateway != "none" and not gateway_ready(self._gateway(record.name)):
-            return RevisionStatus(
-                number=number, state="unavailable", pid=process.pid, detail="its gateway does not answer"
-            )
-        return _status(number, process, ready=self._is_ready(process, record, record.revision(number)))
+        revision = record.revision(number)
+        replicas = self._replicas(record, number)
+        found = [self._replica_status(record, revision, replica) for replica in replicas]
+        # A candidate is ready before there is a gateway that could answer.
+        behind = self.can_split(record) and bool(record.weights)
+        answers_ = not behind or gateway_ready(self._gateway(record.name))
+        return combined(number, len(replicas), found, gateway_answers=answers_)
 
-    def can_split(self, record: DeploymentRecord) -> bool:
-        return record.gateway != "none"
+    def lacks_gateway(self) -> str:
+        try:
+            envoy_binary()
+        except MissingExtra as error:
+            return error.text
+        return ""
 
     def apply(self, record: DeploymentRecord, bundles: Mapping[int, Bundle]) -> None:
-        wanted = record.wanted
-        if len(record.weights) > 1 and not self.can_split(record):
-            raise Unsupported(
-                self.name,
-                "sharing traffic between revisions without a gateway",
-                "Create the deployment with -C gateway=envoy, or give one revision 100 %",
-            )
+        self.check_split(record, record.weights)
+        wanted = [*record.wanted, *(n for n in record.kept if self._programs(record.name, n))]
+        started = []
         for number in wanted:
-            self._run(record, record.revision(number), bundles[number])
+            if number in bundles:
+                started += self._run(record, record.revision(number), bundles[number])
+        shall_run = {
+            _program_name(record.name, number, replica)
+            for number in wanted
+            for replica in self._replicas(record, number)
+        }
+        others = set(self._programs(record.name)) - shall_run - {gateway_program(record.name)}
+        # What serves now is not given up for what may never be ready.
+        for revision, replica in started:
+            self._wait_ready(record, revision, replica)
         if self.can_split(record):
-            addresses = {number: self._address(record, record.revision(number)) for number in wanted}
+            addresses = {number: self._addresses(record, record.revision(number)) for number in wanted}
             apply_gateway(self.supervisor, record, self._gateway(record.name), addresses)
-        kept = {_program_name(record.name, number) for number in wanted}
-        for program in self.supervisor.program_names():
-            if program.startswith(f"{record.name}.r") and program not in kept:
-                self.supervisor.remove(program)
+        self.supervisor.remove(*sorted(others))
+        self._ports.forget(record.name, {*wanted, record.candidate})
 
     def grpc_address(self, record: DeploymentRecord) -> str:
-        if not record.stable.spec.get("serving", {}).get("grpc"):
+        if not record.stable.settings.serving.grpc:
             return ""
         port = record.port if self.can_split(record) else self._grpc_port(record)
         return f"{record.host}:{port}"
@@ -192,6 +210,19 @@ class LocalTarget(Target):
         if not self.can_split(record):
             return {}
         return gateway_stats(self._gateway(record.name))
+
+    def ask(self, record: DeploymentRecord, number: int, path: str, order: bytes) -> dict[str, bytes]:
+        if not self.can_split(record):
+            return {}
+        answered = {}
+        addresses = self._addresses(record, record.revision(number))
+        for replica, (port, _) in enumerate(addresses, 1):
+            control = _control(self._deployments / record.name / f"r{number}-{replica}.json")
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                status, body = ask("127.0.0.1", port, path, order, control)
+                if status == http.client.OK:
+                    answered[f"r{number}-{replica}"] = body
+        return answered
 
     def control(self, name: str) -> str:
         with contextlib.suppress(FileNotFoundError):
@@ -202,100 +233,148 @@ class LocalTarget(Target):
         self._write(self._deployments / name / "control", word.encode())
 
     def logs(self, name: str, number: int, *, follow: bool) -> Iterator[str]:
-        path = self._log(name, number)
-        for old in sorted(path.parent.glob(f"{path.name}.*"), reverse=True):
-            yield from old.read_text(encoding="utf-8", errors="replace").splitlines()
-        yield from _lines(path, follow=follow)
+        folder = self._deployments / name / "logs"
+        return read_logs(sorted(folder.glob(f"r{number}-*.log")), follow=follow)
+
+    # --- what is not needed ---
+
+    def forget(self, name: str, number: int) -> None:
+        self.stop(name, number)
+        forget_files(self._folder, name, number)
+
+    def orphan_names(self) -> list[str]:
+        return sorted({*self.names(), *left_names(self._folder, self.supervisor)})
+
+    def orphans(self, name: str) -> list[Orphan]:
+        return list(find_orphans(self._folder, self.supervisor, name, self.read_record(name)))
+
+    def remove_orphan(self, orphan: Orphan) -> None:
+        remove_orphan(self._folder, self.supervisor, orphan)
 
     # --- details ---
 
-    def _run(self, record: DeploymentRecord, revision: RevisionRecord, bundle: Bundle) -> None:
-        """Put the revision under supervision; nothing happens when it already is."""
+    def _run(
+        self, record: DeploymentRecord, revision: RevisionRecord, bundle: Bundle
+    ) -> list[tuple[RevisionRecord, int]]:
+        """Put the replicas of a revision under supervision; returns those that were not before."""
+        before = self._programs(record.name, revision.number)
         folder = self._make(self._deployments / record.name)
         self._make(folder / "logs")
-        settings = folder / f"r{revision.number}.json"
-        host, port, given = record.host, record.port, revision.spec.get("serving", {})
-        if self.can_split(record):
-            port, grpc_port = self._address(record, revision)
-            host, given = "127.0.0.1", behind_gateway(given, grpc_port)
-        elif given.get("grpc"):
-            given = {**given, "grpc_port": self._grpc_port(record)}
-        serving = msgspec.convert(given, ServingSettings)
-        identity = {"deployment": record.name, "revision": revision.number, "serving": serving}
-        self._write(settings, msgspec.json.format(msgspec.json.encode(identity, order="sorted")) + b"\n")
-        command = [sys.executable, "-m", "mlflow_deploy.serving", "--bundle", str(bundle.path)]
-        command += ["--host", host, "--port", str(port), "--settings", str(settings)]
-        command += ["--listen-when-ready", "--die-with-parent"]
-        self.supervisor.add(
-            Program(
-                name=_program_name(record.name, revision.number),
-                command=tuple(command),
-                log=self._log(record.name, revision.number),
-                # Room for the drain itself and for the server's own clean-up after it.
-                stop_seconds=serving.drain_seconds + 5,
+        addresses = self._addresses(record, revision)
+        replicas = self._replicas(record, revision.number)
+        for replica, (port, grpc_port) in zip(replicas, addresses, strict=True):
+            host, serving = record.host, replace(revision.settings.serving, grpc_port=grpc_port)
+            if self.can_split(record):
+                host, serving = "127.0.0.1", behind_gateway(serving)
+            settings = folder / f"r{revision.number}-{replica}.json"
+            identity = {"deployment": record.name, "revision": revision.number, "serving": serving}
+            identity["control"] = _control(settings) or secrets.token_urlsafe(32)
+            self._write(settings, msgspec.json.format(msgspec.json.encode(identity, order="sorted")) + b"\n")
+            command = [sys.executable, "-m", "mlflow_deploy.serving", "--bundle", str(bundle.path)]
+            command += ["--host", host, "--port", str(port), "--settings", str(settings)]
+            command += ["--listen-when-ready", "--die-with-parent"]
+            self.supervisor.add(
+                Program(
+                    name=_program_name(record.name, revision.number, replica),
+                    command=tuple(command),
+                    log=self._log(record.name, revision.number, replica),
+                    # Room for the drain itself and for the server's own clean-up after it.
+                    stop_seconds=serving.drain_seconds + 5,
+                )
             )
+        return [
+            (revision, replica)
+            for replica in replicas
+            if _program_name(record.name, revision.number, replica) not in before
+        ]
+
+    def _wait_ready(self, record: DeploymentRecord, revision: RevisionRecord, replica: int) -> None:
+        def failure(why: str) -> StartFailed:
+            tail = self._tail(record.name, revision.number, replica)
+            return StartFailed(record.name, revision.number, why, tail)
+
+        def ready() -> bool:
+            process = self.supervisor.state(_program_name(record.name, revision.number, replica))
+            if process is None or process.state in ("BACKOFF", "EXITED", "FATAL"):
+                raise failure(process.error if process and process.error else "its process ended")
+            return self._is_ready(process, record, revision, replica)
+
+        wait_until_ready(ready, failure, limit=revision.settings.ready_seconds, poll=_POLL_SECONDS)
+
+    def _replica_status(
+        self, record: DeploymentRecord, revision: RevisionRecord, replica: int
+    ) -> ReplicaStatus:
+        process = self.supervisor.state(_program_name(record.name, revision.number, replica))
+        if process is None:
+            detail = "it is not under supervision; `mlflow-deploy up` starts it"
+            return ReplicaStatus(ready=False, failed=False, pid=0, since=0.0, detail=detail)
+        ready = self._is_ready(process, record, revision, replica)
+        return ReplicaStatus(
+            ready=ready,
+            failed=process.state in ("FATAL", "EXITED"),
+            pid=process.pid,
+            since=process.started,
+            detail="" if ready else _why_not(process),
         )
 
-    def _wait_ready(self, record: DeploymentRecord, revision: RevisionRecord) -> RevisionStatus:
-        program = _program_name(record.name, revision.number)
-        limit = float(revision.spec.get("ready_seconds", 120.0))
-        deadline = time.monotonic() + limit
-        while True:
-            process = self.supervisor.state(program)
-            if process is None or process.state in ("BACKOFF", "EXITED", "FATAL"):
-                why = process.error if process and process.error else "its process ended"
-                raise StartFailed(record.name, revision.number, why, self._tail(record.name, revision.number))
-            if self._is_ready(process, record, revision):
-                return _status(revision.number, process, ready=True)
-            if time.monotonic() > deadline:
-                raise StartFailed(
-                    record.name,
-                    revision.number,
-                    f"it was not ready within {limit:g} s",
-                    self._tail(record.name, revision.number),
-                )
-            time.sleep(_POLL_SECONDS)
-
-    def _is_ready(self, process: ProcessState, record: DeploymentRecord, revision: RevisionRecord) -> bool:
-        """Whether a revision's own process accepts requests.
+    def _is_ready(
+        self, process: ProcessState, record: DeploymentRecord, revision: RevisionRecord, replica: int
+    ) -> bool:
+        """Whether a replica's own process accepts requests.
 
         It opens the port only when it is ready. Another revision may share the port, so an answer alone
         would not tell which of them is.
         """
-        serving = revision.spec.get("serving", {})
-        tls = bool(serving.get("tls_cert"))
-        host, port = record.host, record.port
+        serving = revision.settings.serving
+        host, tls = record.host, bool(serving.tls_cert)
         if self.can_split(record):
-            (port, _), host, tls = self._address(record, revision), "127.0.0.1", False
+            host, tls = "127.0.0.1", False
+        port = self._addresses(record, revision)[replica - 1][0]
         if not process.pid or not listens(process.pid, port):
             return False
-        if tls and serving.get("tls_client_ca"):
+        if tls and serving.tls_client_ca:
             return True  # It would not answer a caller without a certificate.
         return answers(host, port, tls=tls)
 
-    def _address(self, record: DeploymentRecord, revision: RevisionRecord) -> tuple[int, int]:
-        """HTTP port and gRPC port (0 for none) of a revision's process behind the gateway."""
-        label = f"r{revision.number}"
-        grpc = revision.spec.get("serving", {}).get("grpc")
-        return (
-            self._ports.port(record.name, label, "127.0.0.1"),
-            self._ports.port(record.name, f"{label}-grpc", "127.0.0.1") if grpc else 0,
-        )
+    def _replicas(self, record: DeploymentRecord, number: int) -> range:
+        """The numbers of the replicas that a revision shall have now."""
+        return range(1, record.replica_count(number) + 1)
+
+    def _addresses(self, record: DeploymentRecord, revision: RevisionRecord) -> list[tuple[int, int]]:
+        """HTTP port and gRPC port (0 for none) of each replica of a revision."""
+        grpc = revision.settings.serving.grpc
+        if not self.can_split(record):
+            return [(record.port, self._grpc_port(record) if grpc else 0)]
+        labels = [f"r{revision.number}-{replica}" for replica in self._replicas(record, revision.number)]
+        return [
+            (
+                self._ports.port(record.name, label, "127.0.0.1"),
+                self._ports.port(record.name, f"{label}-grpc", "127.0.0.1") if grpc else 0,
+            )
+            for label in labels
+        ]
+
+    def _programs(self, name: str, number: int = 0) -> list[str]:
+        """Names of the processes of a deployment, or of the replicas of one of its revisions."""
+        pattern = re.compile(rf"{name}\.r{number}(-\d+)?" if number else rf"{name}\..+")
+        return [program for program in self.supervisor.program_names() if pattern.fullmatch(program)]
 
     def _grpc_port(self, record: DeploymentRecord) -> int:
         """Port of gRPC without a gateway: the wanted one, or one that is reserved for the deployment."""
-        wanted = record.stable.spec.get("serving", {}).get("grpc_port") or None
+        wanted = record.stable.settings.serving.grpc_port or None
         return self._ports.port(record.name, "grpc", record.host, wanted)
 
     def _gateway(self, name: str) -> Path:
         return self._deployments / name / "gateway"
 
-    def _log(self, name: str, number: int) -> Path:
-        return self._deployments / name / "logs" / f"r{number}.log"
+    def _log(self, name: str, number: int, replica: int) -> Path:
+        return self._deployments / name / "logs" / f"r{number}-{replica}.log"
 
-    def _tail(self, name: str, number: int) -> str:
+    def _tail(self, name: str, number: int, replica: int) -> str:
         with contextlib.suppress(FileNotFoundError):
-            lines = self._log(name, number).read_text(encoding="utf-8", errors="replace").splitlines()
+            lines = (
+                self._log(name, number, replica).read_text(encoding="utf-8", errors="replace").splitlines()
+            )
             return " | ".join(line.strip() for line in lines[-_TAIL_LINES:])
         return ""
 
@@ -313,46 +392,21 @@ class LocalTarget(Target):
             raise StateWriteFailed(path, error.strerror or str(error)) from error
 
 
-def _program_name(name: str, number: int) -> str:
-    return f"{name}.r{number}"
+def _program_name(name: str, number: int, replica: int) -> str:
+    return f"{name}.r{number}-{replica}"
 
 
-def _status(number: int, process: ProcessState, *, ready: bool) -> RevisionStatus:
-    state: RevisionState
-    if ready:
-        state, detail = "ready", ""
-    elif process.state == "FATAL" or (process.state == "EXITED"):
-        state, detail = "failed", process.error or f"its process ended with status {process.exit_status}"
-    elif process.state in ("STARTING", "RUNNING"):
-        state, detail = "unavailable", "its process runs but does not answer yet"
-    else:
-        state, detail = "unavailable", process.error or f"its process is in state {process.state}"
-    return RevisionStatus(number=number, state=state, pid=process.pid, since=process.started, detail=detail)
+def _control(settings: Path) -> str:
+    """The secret that a replica was started with; an empty string when there is none."""
+    with contextlib.suppress(FileNotFoundError):
+        return str(msgspec.json.decode(settings.read_bytes()).get("control", ""))
+    return ""
 
 
-def _lines(path: Path, *, follow: bool) -> Iterator[str]:
-    """Lines of a file that may be rotated away and begun anew while it is followed."""
-    rest = ""
-    file = None
-    try:
-        while True:
-            if file is None:
-                with contextlib.suppress(FileNotFoundError):
-                    file = path.open(encoding="utf-8", errors="replace")
-            chunk = file.read() if file else ""
-            if chunk:
-                *whole, rest = (rest + chunk).split("\n")
-                yield from whole
-                continue
-            if not follow:
-                break
-            if file and (not path.exists() or os.fstat(file.fileno()).st_ino != path.stat().st_ino):
-                file.close()
-                file = None
-                continue
-            time.sleep(0.2)
-    finally:
-        if file:
-            file.close()
-    if rest:
-        yield rest
+def _why_not(process: ProcessState) -> str:
+    """Why a process accepts no requests."""
+    if process.state in ("FATAL", "EXITED"):
+        return process.error or f"its process ended with status {process.exit_status}"
+    if process.state in ("STARTING", "RUNNING"):
+        return "its process runs but does not answer yet"
+    return process.error or f"its process is in state {process.state}"

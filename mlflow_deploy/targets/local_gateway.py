@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from mlflow_deploy.gateway.gateway import Gateway
-from mlflow_deploy.gateway.spec import Backend, GatewaySpec, Replica, Traffic
+from mlflow_deploy.gateway.spec import Backend, Replica
 from mlflow_deploy.gateway.stats import CallStats
 from mlflow_deploy.settings import ServingSettings
 from mlflow_deploy.targets.base import DeploymentRecord
+from mlflow_deploy.targets.gateway_spec import TLS_KEYS, gateway_spec, traffic_of
+from mlflow_deploy.targets.network import numeric
 from mlflow_deploy.targets.supervisor import Program, Supervisor
 
 _DRAIN_SECONDS = 30
@@ -25,27 +27,30 @@ def apply_gateway(
     supervisor: Supervisor,
     record: DeploymentRecord,
     folder: Path,
-    addresses: Mapping[int, tuple[int, int]],
+    addresses: Mapping[int, Sequence[tuple[int, int]]],
 ) -> None:
     """Start the gateway of a deployment, or change the running one, so that traffic flows as recorded.
 
     Args:
         folder: the gateway's own folder.
-        addresses: revision -> HTTP port and gRPC port (0 for none) of its process on loopback.
+        addresses: revision -> HTTP port and gRPC port (0 for none) of each of its replicas on loopback.
 
     Raises:
         DeployError: Envoy is not installed, refuses the configuration, or does not come up.
     """
     backends = [
-        Backend(revision=number, replicas=(Replica("127.0.0.1", http, grpc),))
-        for number, (http, grpc) in sorted(addresses.items())
+        Backend(revision=number, replicas=tuple(Replica("127.0.0.1", http, grpc) for http, grpc in replicas))
+        for number, replicas in sorted(addresses.items())
     ]
-    traffic = Traffic({number: weight for number, weight in record.weights.items() if weight})
+    traffic = traffic_of(record)
+    serving = record.stable.settings.serving
+    tls = {key: getattr(serving, key) for key in TLS_KEYS}
+    spec = gateway_spec(record, numeric(record.host), record.port, tls)
     name = program_name(record.name)
     if name in supervisor.program_names() and supervisor.is_running() and Gateway(folder).ready():
-        Gateway(folder).apply(backends, traffic)
+        Gateway(folder).apply(backends, traffic, spec=spec)
         return
-    gateway = Gateway.prepare(folder, _spec(record), backends, traffic)
+    gateway = Gateway.prepare(folder, spec, backends, traffic)
     supervisor.add(
         Program(
             name=name,
@@ -69,28 +74,10 @@ def gateway_ready(folder: Path) -> bool:
 
 
 def gateway_stats(folder: Path) -> dict[int, CallStats]:
-    """What clients asked of each revision since the gateway was started."""
-    return {number: stats.served for number, stats in Gateway(folder).stats().items()}
+    """What each revision was asked since the gateway was started."""
+    return {number: stats.asked for number, stats in Gateway(folder).stats().items()}
 
 
-def behind_gateway(serving: Mapping[str, Any], grpc_port: int) -> dict[str, Any]:
+def behind_gateway(serving: ServingSettings) -> ServingSettings:
     """Server settings of a revision behind the gateway, which speaks TLS for it."""
-    return {**serving, "tls_cert": "", "tls_key": "", "tls_client_ca": "", "grpc_port": grpc_port}
-
-
-def _spec(record: DeploymentRecord) -> GatewaySpec:
-    serving = record.stable.spec.get("serving", {})
-    deadline = serving.get("deadline_seconds", ServingSettings().deadline_seconds)
-    return GatewaySpec(
-        deployment=record.name,
-        host=record.host,
-        port=record.port,
-        # A deadline of the server ends a request with its own words; the gateway's is the safety net.
-        request_timeout_seconds=deadline + 5 if deadline else 0,
-        # Predictions change nothing, so they may be asked of another replica.
-        repeatable=("/invocations", "/v2", "/inference.GRPCInferenceService/"),
-        buffer_bytes=serving.get("max_body_bytes", 10 * 1024 * 1024),
-        tls_cert=serving.get("tls_cert", ""),
-        tls_key=serving.get("tls_key", ""),
-        tls_client_ca=serving.get("tls_client_ca", ""),
-    )
+    return replace(serving, tls_cert="", tls_key="", tls_client_ca="")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection
 from pathlib import Path
 
 import msgspec
@@ -18,7 +20,8 @@ _FILE = "ports.json"
 class PortBook:
     """The ports of all deployments under one folder.
 
-    A deployment has a port for each label: `public`, and `r3` or `r3-grpc` behind a gateway.
+    A deployment has a port for each label: `public`, and `r3-1` or `r3-1-grpc` for replica 1 of revision 3
+    behind a gateway.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -57,6 +60,28 @@ class PortBook:
                 return book[label]
         except OSError as error:
             raise StateWriteFailed(own, error.strerror or str(error)) from error
+
+    def forget(self, name: str, revisions: Collection[int]) -> None:
+        """Free the ports of all revisions of a deployment but these; nothing may listen on them any more.
+
+        Raises:
+            StateWriteFailed: that cannot be written down.
+        """
+        own = self._deployments / name / _FILE
+        try:
+            with locked(self._folder / "ports.lock", wait=True):
+                book = _read(own)
+                kept = {label: port for label, port in book.items() if _revision(label) in (0, *revisions)}
+                if kept != book:
+                    write_atomic(own, msgspec.json.encode(kept))
+        except OSError as error:
+            raise StateWriteFailed(own, error.strerror or str(error)) from error
+
+
+def _revision(label: str) -> int:
+    """The revision that a label is of; 0 for the deployment's own."""
+    match = re.match(r"r(\d+)", label)
+    return int(match[1]) if match else 0
 
 
 def _read(path: Path) -> dict[str, int]:

@@ -7,9 +7,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 
+import msgspec
+
 from mlflow_deploy.bundle import Bundle
-from mlflow_deploy.errors import DeploymentBusy, PortInUse, StartFailed, Unsupported
+from mlflow_deploy.errors import DeploymentBusy, PortInUse, StartFailed
 from mlflow_deploy.gateway.stats import CallStats
+from mlflow_deploy.serving.recorder import Record, Reply
 from mlflow_deploy.targets.base import (
     Capability,
     DeploymentRecord,
@@ -27,14 +30,18 @@ class MemoryTarget(Target):
     Attributes:
         broken: digests of bundles whose revisions never become ready.
         answered: gives the statistics of a deployment, for tests of rollouts.
+        recorded: gives what a revision has answered since it was last asked.
+        replicas: (deployment, revision) -> how many replicas run.
     """
 
     name = "memory"
-    capabilities: frozenset[Capability] = frozenset({Capability.TRAFFIC_SPLIT})
+    capabilities: frozenset[Capability] = frozenset({Capability.TRAFFIC_SPLIT, Capability.RECORDING})
 
     def __init__(self) -> None:
         self.broken: set[str] = set()
         self.answered: Callable[[DeploymentRecord], dict[int, CallStats]] | None = None
+        self.recorded: Callable[[DeploymentRecord, int], list[Record]] | None = None
+        self.replicas: dict[tuple[str, int], int] = {}
         self._controls: dict[str, str] = {}
         self._records: dict[str, DeploymentRecord] = {}
         self._ports: dict[str, int] = {}
@@ -65,7 +72,7 @@ class MemoryTarget(Target):
         self._records.pop(name, None)
         self._ports.pop(name, None)
         for key in [key for key in self._running if key[0] == name]:
-            del self._running[key]
+            del self._running[key], self.replicas[key]
 
     def reserve_address(self, name: str, host: str, port: int | None) -> int:
         taken = {other for owner, other in self._ports.items() if owner != name}
@@ -82,11 +89,14 @@ class MemoryTarget(Target):
         if bundle.digest in self.broken:
             log.append("the bundle is broken")
             raise StartFailed(record.name, revision.number, "its bundle is broken", log[-1])
-        self._running[key] = time.time()
+        if self.replicas.get(key, 0) < record.replica_count(revision.number):
+            self._running[key] = time.time()
+        self.replicas[key] = record.replica_count(revision.number)
         log.append("ready")
         return self.status(record, revision.number)
 
     def stop(self, name: str, number: int) -> None:
+        self.replicas.pop((name, number), None)
         if self._running.pop((name, number), None) is not None:
             self._logs[name, number].append("stopped")
 
@@ -98,20 +108,27 @@ class MemoryTarget(Target):
 
     def apply(self, record: DeploymentRecord, bundles: Mapping[int, Bundle]) -> None:
         wanted = record.wanted
-        if len(record.weights) > 1 and not self.can_split(record):
-            raise Unsupported(self.name, "sharing traffic between revisions", "Give one revision 100 %")
-        for number in wanted:
-            if (record.name, number) not in self._running:
+        self.check_split(record, record.weights)
+        lacking = {
+            number: record.replica_count(number) - self.replicas.get((record.name, number), 0)
+            for number in wanted
+        }
+        # What comes is there before what goes has gone.
+        for number in sorted(wanted, key=lambda number: -lacking[number]):
+            if lacking[number]:
                 self.start(record, record.revision(number), bundles[number])
         for name, number in list(self._running):
-            if name == record.name and number not in wanted:
+            if name == record.name and number not in (*wanted, *record.kept):
                 self.stop(name, number)
-
-    def can_split(self, record: DeploymentRecord) -> bool:
-        return record.gateway != "none"
 
     def stats(self, record: DeploymentRecord) -> dict[int, CallStats]:
         return self.answered(record) if self.answered else {}
+
+    def ask(self, record: DeploymentRecord, number: int, path: str, order: bytes) -> dict[str, bytes]:
+        if self.recorded is None or (record.name, number) not in self._running:
+            return {}
+        reply = Reply(boot=f"r{number}", after=[], records=self.recorded(record, number), lost=0, oversized=0)
+        return {f"r{number}-1": msgspec.msgpack.encode(reply)}
 
     def control(self, name: str) -> str:
         return self._controls.get(name, "")

@@ -15,6 +15,20 @@ from mlflow_deploy.errors import ConfigError
 _ANSWER_SECONDS = 2.0
 
 
+def numeric(host: str) -> str:
+    """The IP address of a host of this machine, such as localhost; addresses are left as they are.
+
+    Raises:
+        ConfigError: the name has no address.
+    """
+    if ":" in host:
+        return host
+    try:
+        return socket.gethostbyname(host)
+    except OSError as error:
+        raise ConfigError(f"Cannot listen on {host!r}", why=error.strerror or str(error)) from error
+
+
 def is_free(host: str, port: int) -> bool:
     """Whether nothing listens on the port.
 

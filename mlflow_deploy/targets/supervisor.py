@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 import xmlrpc.client
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
@@ -125,25 +125,26 @@ class Supervisor:
             with self._rpc() as rpc:
                 rpc.reloadConfig()
                 if not unchanged:
-                    _drop_group(rpc, program.name)
+                    _drop_groups(rpc, [program.name])
                 process = self._info(rpc, program.name)
                 if process is None:
                     rpc.addProcessGroup(program.name)
                 elif process.state in ("STOPPED", "EXITED", "FATAL"):
                     rpc.startProcess(program.name, False)
 
-    def remove(self, name: str) -> None:
-        """Drain and stop a process for good, and supervisord with the last one.
+    def remove(self, *names: str) -> None:
+        """Drain and stop processes for good, all at once, and supervisord with the last one.
 
-        Does nothing when there is no such process.
+        Names of which there is no process are passed over.
         """
-        if not self._programs.is_dir():
+        if not names or not self._programs.is_dir():
             return
         with locked(self.folder / "programs.lock", wait=True):
-            self._program_file(name).unlink(missing_ok=True)
+            for name in names:
+                self._program_file(name).unlink(missing_ok=True)
             if self.is_running():
                 with self._rpc() as rpc:
-                    _drop_group(rpc, name)
+                    _drop_groups(rpc, names)
                     rpc.reloadConfig()
                 if not self.program_names():
                     self._shut_down()
@@ -290,14 +291,24 @@ def _program_config(program: Program) -> str:
     )
 
 
-def _drop_group(rpc: Any, name: str) -> None:
-    """Stop and forget a process group; one that does not exist is fine."""
+def _drop_groups(rpc: Any, names: Iterable[str]) -> None:
+    """Stop process groups, all of them at once, and forget them; those that do not exist are fine."""
+    left = [name for name in names if _done(rpc.stopProcessGroup, name, False, unless="BAD_NAME")]
+    for name in left:
+        # supervisord kills what does not stop in its time, so this ends.
+        while not _done(rpc.removeProcessGroup, name, unless="STILL_RUNNING"):
+            time.sleep(0.02)
+
+
+def _done(call: Callable[..., Any], *arguments: Any, unless: str) -> bool:
+    """Call supervisord; False when it refuses with the fault of this name."""
     try:
-        rpc.stopProcessGroup(name, True)
-        rpc.removeProcessGroup(name)
+        call(*arguments)
     except xmlrpc.client.Fault as fault:
-        if "BAD_NAME" not in fault.faultString:
+        if unless not in fault.faultString:
             raise
+        return False
+    return True
 
 
 def _escape(value: Path | str) -> str:

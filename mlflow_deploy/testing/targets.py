@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 import msgspec
 import pytest
+import requests
 
 from mlflow_deploy.bundle import Bundle
 from mlflow_deploy.errors import DeploymentBusy, DeploymentNotFound, PortInUse, StartFailed, Unsupported
-from mlflow_deploy.targets.base import DeploymentRecord, RevisionRecord, Target
+from mlflow_deploy.rollout.recording import PATH, Recording
+from mlflow_deploy.serving.recorder import Order
+from mlflow_deploy.targets.base import Capability, DeploymentRecord, RevisionRecord, Target
 
 _TIME = "2026-01-01T00:00:00+00:00"
 
@@ -43,6 +47,40 @@ def record_of(target: Target, name: str, bundles: Sequence[Bundle]) -> Deploymen
         created_at=_TIME,
         updated_at=_TIME,
     )
+
+
+def _wait(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    """Wait until a condition holds; fail when it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds:g} s"
+        time.sleep(0.05)
+
+
+def _check_copies(target: Target, record: DeploymentRecord) -> None:
+    """Ask a real deployment, whose revision 2 gets copies of everything, and look at what both have seen."""
+    recording = Recording(target)
+    recording.read(record, 1, 2)
+    # Each worker learns within a moment that it shall record.
+    time.sleep(0.5)
+    body = {"dataframe_split": {"columns": ["x"], "data": [[1.0]]}}
+    answers = [requests.post(f"{target.url(record)}/invocations", json=body, timeout=10) for _ in range(20)]
+    assert {answer.status_code for answer in answers} == {200}
+    assert {answer.headers["x-mlflow-deploy-revision"] for answer in answers} == {"1"}
+    assert {answer.json()["predictions"][0] for answer in answers} == {2.0}
+    seen: dict[int, dict[str, object]] = {1: {}, 2: {}}
+
+    def all_are_recorded() -> bool:
+        for number, records in recording.read(record, 1, 2).items():
+            seen[number] |= {each.id: msgspec.json.decode(each.answer)["predictions"] for each in records}
+        return len(seen[1]) == len(seen[2]) == len(answers)
+
+    _wait(all_are_recorded, 20.0)
+    assert seen[1] == {answer.headers["x-request-id"]: [2.0] for answer in answers}
+    assert seen[2] == {each: [3.0] for each in seen[1]}
+    stats = target.stats(record)
+    assert [stats[number].requests for number in (1, 2)] == [len(answers)] * 2
+    recording.stop(record, 1, 2)
 
 
 class TargetContract:
@@ -128,6 +166,59 @@ class TargetContract:
         assert not target.can_split(record)
         with pytest.raises(Unsupported):
             target.apply(record, dict(enumerate(bundles, 1)))
+
+    def test_apply_refuses_copies_where_there_is_no_gateway(
+        self, target: Target, bundles: Sequence[Bundle]
+    ) -> None:
+        record = msgspec.structs.replace(record_of(target, "d1", bundles), mirror={2: 100})
+        with pytest.raises(Unsupported):
+            target.apply(record, dict(enumerate(bundles, 1)))
+
+    def test_copies_go_to_the_mirror_under_the_same_ids_and_only_the_others_answer(
+        self, target: Target, bundles: Sequence[Bundle]
+    ) -> None:
+        record = msgspec.structs.replace(
+            record_of(target, "d1", bundles), gateway="envoy", mirror={2: 100}, replicas={1: 2}
+        )
+        target.write_record(record)
+        for revision, bundle in zip(record.revisions, bundles, strict=True):
+            target.start(record, revision, bundle)
+        target.apply(record, dict(enumerate(bundles, 1)))
+        assert [target.status(record, number).state for number in (1, 2)] == ["ready", "ready"]
+        if Capability.DURABLE in target.capabilities:
+            _check_copies(target, record)
+        moved = msgspec.structs.replace(record, mirror={}, replicas={})
+        target.write_record(moved)
+        target.apply(moved, {1: bundles[0]})
+        assert target.status(moved, 1).state == "ready"
+        assert target.status(moved, 2).state == "stopped"
+        assert target.ask(moved, 2, PATH, msgspec.json.encode(Order(1.0))) == {}
+
+    def test_replicas_and_former_revisions_run_as_many_as_asked(
+        self, target: Target, bundles: Sequence[Bundle]
+    ) -> None:
+        if reason := target.lacks_gateway():
+            pytest.skip(reason)
+        record = msgspec.structs.replace(record_of(target, "d1", bundles), gateway="envoy")
+        first, second = record.revisions
+        second = msgspec.structs.replace(second, spec={**second.spec, "keep_revisions": 1, "replicas": 2})
+        record = msgspec.structs.replace(record, revisions=(first, second))
+        target.write_record(record)
+        target.start(record, first, bundles[0])
+        target.apply(record, {1: bundles[0]})
+        target.start(record, second, bundles[1])
+        moved = msgspec.structs.replace(record, weights={2: 100}, previous=(1,))
+        for now in (moved, msgspec.structs.replace(moved, replicas={2: 1}), moved):
+            target.write_record(now)
+            target.apply(now, {2: bundles[1]})
+            assert (target.status(now, 2).state, target.status(now, 2).detail) == ("ready", "")
+            assert target.status(now, 1).state == "ready"
+        last = msgspec.structs.replace(moved, previous=())
+        target.write_record(last)
+        target.apply(last, {2: bundles[1]})
+        assert target.status(last, 1).state == "stopped"
+        assert target.status(last, 2).state == "ready"
+        target.remove("d1")
 
     def test_remove_leaves_nothing_and_may_be_repeated(
         self, target: Target, bundles: Sequence[Bundle]

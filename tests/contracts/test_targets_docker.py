@@ -22,8 +22,7 @@ import pytest
 import requests
 
 from mlflow_deploy.bundle import Bundle
-from mlflow_deploy.errors import ConfigError, DeployError, DeploymentBusy, PortInUse, StartFailed
-from mlflow_deploy.images.engine import connect, find_image
+from mlflow_deploy.errors import ConfigError, DeploymentBusy, PortInUse, StartFailed
 from mlflow_deploy.images.errors import BaseImageNotFound, EngineNotRunning
 from mlflow_deploy.targets import docker_names as keys
 from mlflow_deploy.targets.base import DeploymentRecord, Target
@@ -32,23 +31,9 @@ from mlflow_deploy.targets.docker_containers import Place, ensure_running, wait_
 from mlflow_deploy.targets.docker_names import Names
 from mlflow_deploy.testing.targets import TargetContract, record_of
 from tests import bundles as made
+from tests.engine import BASE, things
 
-BASE = os.environ.get("MLFLOW_DEPLOY_TEST_BASE_IMAGE", "mlflow-deploy-base:test")
 SPACE = f"test-{uuid.uuid4().hex[:8]}"
-
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[Any]:
-    """A client of the engine; tests are skipped, with the reason, when none answers."""
-    try:
-        connection = connect()
-        client = connection.__enter__()
-    except DeployError as error:
-        pytest.skip(error.text)
-    if find_image(client, BASE) is None:
-        pytest.skip(f"The engine has no base image {BASE}")
-    yield client
-    connection.__exit__(None, None, None)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -80,15 +65,7 @@ def target(engine: Any) -> Iterator[DockerTarget]:
     yield target
     for name in target.names():
         target.remove(name)
-    assert things(engine) == []
-
-
-def things(engine: Any) -> list[str]:
-    """Names of all that the namespace has on the engine."""
-    wanted = {"label": [f"{keys.NAMESPACE}={SPACE}"]}
-    containers = engine.api.containers(all=True, filters=wanted)
-    networks, volumes = engine.api.networks(filters=wanted), engine.api.volumes(wanted)["Volumes"] or []
-    return [each["Names"][0] for each in containers] + [each["Name"] for each in [*networks, *volumes]]
+    assert things(engine, SPACE) == []
 
 
 def answer(target: Target, record: DeploymentRecord) -> Any:
@@ -100,12 +77,13 @@ def answer(target: Target, record: DeploymentRecord) -> Any:
 
 
 def started(
-    target: Target, bundles: Sequence[Bundle], *, gateway: str = "none", **docker: Any
+    target: Target, bundles: Sequence[Bundle], *, gateway: str = "none", replicas: int = 1, **docker: Any
 ) -> DeploymentRecord:
     """Deployment d1 whose revision 1 has all traffic."""
     record = msgspec.structs.replace(record_of(target, "d1", bundles), gateway=gateway)
     revisions = tuple(
-        msgspec.structs.replace(each, spec={**each.spec, "docker": docker}) for each in record.revisions
+        msgspec.structs.replace(each, spec={**each.spec, "replicas": replicas, "docker": docker})
+        for each in record.revisions
     )
     record = msgspec.structs.replace(record, revisions=revisions)
     target.write_record(record)

@@ -13,8 +13,11 @@ from typing import Any
 
 import mlflow
 import pytest
+from click.testing import CliRunner
+from mlflow.deployments import get_deploy_client
 
-from tests.e2e.conftest import answers, eventually
+from mlflow_deploy.cli import group
+from tests.e2e.conftest import answers, eventually, servers_of
 
 BIN = Path(sys.executable).parent
 
@@ -76,6 +79,131 @@ def test_life_of_a_deployment(home: Path, flight_model: Any, tmp_path: Path) -> 
     assert "is deleted" in run("mlflow", "deployments", "delete", *local)
     assert json.loads(run("mlflow-deploy", "status", "--json")) == []
     assert "MODEL_URI" in run("mlflow", "deployments", "help", "-t", "local")
+
+
+def tool(*arguments: str) -> str:
+    """Run `mlflow-deploy` in this process, which is faster, and return what it printed."""
+    done = CliRunner().invoke(group, arguments, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+@pytest.mark.slow
+def test_plan_update_history_and_delete_of_a_revision(home: Path, iris_models: str) -> None:
+    client = get_deploy_client("local")
+    client.create_deployment("d1", "models:/iris/1")
+    config = ("-C", "strategy=canary", "-C", "canary_steps=20", "-C", "step_seconds=0.5")
+    plan = json.loads(tool("plan", "d1", "-m", "models:/iris/2", *config, "--json"))
+    changes = {change["key"]: (change["old"], change["new"]) for change in plan["changes"]}
+    assert changes["model_version"] == ("1", "2")
+    assert [step["share"] for step in plan["steps"]] == [20, 100]
+    assert plan["changed"]
+    assert client.get_deployment("d1")["revision"] == 1
+    shown = tool("plan", "d1", "-m", "models:/iris/2", *config)
+    assert "revision 1 -> 2 by strategy canary" in shown
+    assert "drain and stop revision 1" in shown
+    run("mlflow", "deployments", "update", "-t", "local", "--name", "d1", "-m", "models:/iris/2", *config)
+    assert client.get_deployment("d1")["bundle"] == changes["bundle"][1]
+    assert not json.loads(tool("plan", "d1", "--json", *config))["changed"]
+    assert "already serves exactly this" in tool("plan", "d1", *config)
+
+    history = json.loads(tool("history", "d1", "--json"))
+    assert [(each["action"], each["outcome"]) for each in history] == [
+        ("create", "done"),
+        ("update", "started"),
+        ("update", "done"),
+    ]
+    assert history[-1]["reason"]
+    assert (history[-1]["before"], history[-1]["after"]) == ({"1": 100}, {"2": 100})
+    assert "WHO" in tool("history", "d1")
+    refused = error_line("mlflow", "deployments", "delete", "-t", "local", "--name", "d1", "-C", "revision=2")
+    assert "it gets 100 % of the requests" in refused
+    run("mlflow", "deployments", "delete", "-t", "local", "--name", "d1", "-C", "revision=1")
+    assert [row["revision"] for row in client.get_deployment("d1")["revisions"]] == [2]
+    assert not list((home / "local" / "deployments" / "d1").rglob("r1-*"))
+    assert json.loads(tool("prune", "--json")) == {"removed": False, "orphans": [], "skipped": []}
+    assert "Nothing to remove" in tool("prune")
+    pruned = json.loads(tool("prune", "--bundles", "--older-than", "0", "--yes", "--json"))
+    assert [orphan["kind"] for orphan in pruned["orphans"]] == ["bundle"]
+    assert [path.name for path in (home / "bundles").iterdir()] == [changes["bundle"][1]]
+
+
+@pytest.mark.slow
+def test_failed_update_leaves_the_word_rolled_back(home: Path, iris_models: str, iris_rows: Any) -> None:
+    client = get_deploy_client("local")
+    client.create_deployment("d1", "models:/iris/1")
+    url, running = client.get_deployment("d1")["url"], len(servers_of(home))
+    failures = {
+        "ready_seconds=0.01": "it was not ready within 0.01 s",
+        # The candidate is ready, and the gateway refuses the move.
+        "serving.tls_cert=/no/such.pem": "The gateway refuses the new listener",
+    }
+    for setting, message in failures.items():
+        key = ("-C", "serving.tls_key=/no/such.pem") if "tls" in setting else ()
+        arguments = ("-m", "models:/iris/2", "-C", setting, *key)
+        line = error_line("mlflow", "deployments", "update", "-t", "local", "--name", "d1", *arguments)
+        assert message in line
+        status = " ".join(tool("status", "d1").split())
+        assert "rolled_back: the update to revision 2 (models:/iris/2)" in status
+        assert message in status
+        described = client.get_deployment("d1")
+        assert (described["status"], described["last_update"]) == ("ready", "rolled_back")
+        assert described["traffic"] == {"1": 100}
+        assert described["url"] == url
+        assert client.predict("d1", iris_rows.head(2)).get_predictions().shape == (2, 1), setting
+        assert len(servers_of(home)) == running
+    client.update_deployment("d1", "models:/iris/2")
+    assert client.get_deployment("d1")["detail"] == ""
+
+
+@pytest.mark.slow
+def test_another_terminal_pauses_resumes_and_aborts(home: Path, iris_models: str) -> None:
+    client = get_deploy_client("local")
+    client.create_deployment("d1", "models:/iris/1")
+    command = [str(BIN / "mlflow"), "deployments", "update", "-t", "local", "--name", "d1"]
+    command += ["-m", "models:/iris/2", "-C", "strategy=canary", "-C", "step_seconds=300"]
+    update = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        eventually(lambda: client.get_deployment("d1")["traffic"].get("2") == 10, 90, "the canary has 10 %")
+        assert client.get_deployment("d1")["last_update"] == "started"
+        for number in (1, 2):
+            delete = ("-t", "local", "--name", "d1", "-C", f"revision={number}")
+            refused = error_line("mlflow", "deployments", "delete", *delete)
+            assert "a rollout from revision 1 to 2 goes on" in refused
+        for word in ("pause", "resume", "abort"):
+            tool("rollout", "d1", word)
+    finally:
+        _, printed = update.communicate(timeout=60)
+    assert update.returncode == 1
+    assert [line for line in printed.splitlines() if line.startswith("Error:")] == [
+        "Error: The rollout of revision 2 of deployment 'd1' was rolled back. a person aborted it. Revision 1 "
+        "has all requests again; see `mlflow-deploy logs d1 -r 2`."
+    ]
+    assert "a person aborted it" in client.get_deployment("d1")["detail"]
+    assert client.get_deployment("d1")["last_update"] == "rolled_back"
+    assert client.get_deployment("d1")["traffic"] == {"1": 100}
+
+
+@pytest.mark.slow
+def test_status_watches_what_another_terminal_changes(home: Path, iris_models: str) -> None:
+    client = get_deploy_client("local")
+    client.create_deployment("d1", "models:/iris/1")
+    watch = subprocess.Popen(
+        [str(BIN / "mlflow-deploy"), "status", "d1", "--watch", "--json", "--interval", "0.1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert watch.stdout is not None
+    assert json.loads(watch.stdout.readline())[0]["revision"] == 1
+    client.update_deployment("d1", "models:/iris/2")
+    seen = [json.loads(watch.stdout.readline())[0]]
+    while seen[-1]["revision"] != 2 or seen[-1]["last_update"] != "done":
+        seen.append(json.loads(watch.stdout.readline())[0])
+    assert "started" in [row["last_update"] for row in seen]
+    watch.send_signal(signal.SIGINT)
+    _, printed = watch.communicate(timeout=30)
+    assert (watch.returncode, printed) == (0, "")
 
 
 @pytest.mark.slow

@@ -2,46 +2,27 @@
 
 from __future__ import annotations
 
-import collections
 import os
 import subprocess
 import sys
-import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
 from mlflow.deployments import get_deploy_client
 
-from mlflow_deploy.errors import ConfigError, DeployError
-from mlflow_deploy.images.engine import connect, find_image
+from mlflow_deploy.errors import ConfigError
 from mlflow_deploy.lifecycle import release
 from mlflow_deploy.targets import docker_names as keys
 from mlflow_deploy.targets.docker import NAMESPACE_VARIABLE, DockerTarget
 from tests.e2e.conftest import answers, eventually
-from tests.e2e.test_gateway import REVISION, failed, quiet
+from tests.e2e.load import failed, forced, load, quiet
+from tests.engine import BASE, things
 
-BASE = os.environ.get("MLFLOW_DEPLOY_TEST_BASE_IMAGE", "mlflow-deploy-base:test")
 SPACE = f"story-{uuid.uuid4().hex[:8]}"
-
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[Any]:
-    """A client of the engine; tests are skipped, with the reason, when none answers."""
-    try:
-        connection = connect()
-        client = connection.__enter__()
-    except DeployError as error:
-        pytest.skip(error.text)
-    if find_image(client, BASE) is None:
-        pytest.skip(f"The engine has no base image {BASE}")
-    yield client
-    connection.__exit__(None, None, None)
 
 
 @pytest.fixture(scope="module")
@@ -52,45 +33,14 @@ def client(engine: Any, iris_models: str, tmp_path_factory: pytest.TempPathFacto
         patch.setenv("MLFLOW_DEPLOY_IMAGE_BASE_IMAGE", BASE)
         patch.setenv(NAMESPACE_VARIABLE, SPACE)
         yield get_deploy_client("docker")
-        for name in DockerTarget().names():
-            DockerTarget().remove(name)
 
 
-@contextmanager
-def load(url: str, rows: Any, *, pause: float = 0.01) -> Iterator[collections.Counter[str]]:
-    """Ask steadily over new and kept connections; counts answers by status and by revision."""
-    seen: collections.Counter[str] = collections.Counter()
-    stop = threading.Event()
-    body = {"dataframe_split": {"columns": list(rows.columns), "data": rows.head(1).to_numpy().tolist()}}
-
-    def ask(session: Any) -> None:
-        while not stop.wait(pause):
-            try:
-                response = session.post(f"{url}/invocations", json=body, timeout=10)
-            except requests.RequestException as error:
-                seen[f"{type(error).__name__}: {error}"] += 1
-                continue
-            seen[str(response.status_code)] += 1
-            seen[f"r{response.headers.get(REVISION)}"] += 1
-
-    with requests.Session() as kept:
-        threads = [threading.Thread(target=ask, args=(session,)) for session in (kept, requests)]
-        for thread in threads:
-            thread.start()
-        try:
-            yield seen
-        finally:
-            stop.set()
-            for thread in threads:
-                thread.join()
-
-
-def things(engine: Any) -> list[str]:
-    """Names of all that the namespace has on the engine."""
-    wanted = {"label": [f"{keys.NAMESPACE}={SPACE}"]}
-    containers = engine.api.containers(all=True, filters=wanted)
-    networks, volumes = engine.api.networks(filters=wanted), engine.api.volumes(wanted)["Volumes"] or []
-    return [each["Names"][0] for each in containers] + [each["Name"] for each in [*networks, *volumes]]
+@pytest.fixture(autouse=True)
+def nothing_left(client: Any) -> Iterator[None]:
+    """A test that fails leaves nothing for the next one."""
+    yield
+    for name in DockerTarget().names():
+        DockerTarget().remove(name)
 
 
 def replicas(engine: Any) -> list[dict[str, Any]]:
@@ -101,14 +51,15 @@ def replicas(engine: Any) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 def test_life_of_a_deployment_behind_a_gateway(client: Any, engine: Any, iris_rows: Any) -> None:
-    config = {"gateway": "envoy", "docker.replicas": "2", "docker.memory": "512m"}
+    config = {"replicas": "2", "keep_revisions": "1", "docker.memory": "512m"}
     begun = time.monotonic()
     made = client.create_deployment("flights", "models:/iris/1", config=config)
     print(f"created in {time.monotonic() - begun:.1f} s, images and all")
     assert made["status"] == "ready"
     assert client.predict("flights", iris_rows.head(3)).get_predictions().shape == (3, 1)
     assert [each["name"] for each in client.list_deployments()] == ["flights"]
-    with load(made["url"], iris_rows) as seen:
+    assert made["gateway"] == "envoy"
+    with load(made["url"], iris_rows, rate=200) as seen:
         eventually(lambda: seen["200"] > 50, 20, "answers under load")
         begun = time.monotonic()
         canary = {"strategy": "canary", "canary_steps": "50", "step_seconds": "1", "step_requests": "50"}
@@ -118,10 +69,15 @@ def test_life_of_a_deployment_behind_a_gateway(client: Any, engine: Any, iris_ro
         print(f"updated in {time.monotonic() - begun:.1f} s")
         before = seen["r2"]
         eventually(lambda: seen["r2"] > before + 50, 20, "answers of revision 2")
+        kept = {each["Id"] for each in replicas(engine) if each["Config"]["Labels"][keys.REVISION] == "1"}
+        assert len(kept) == 2
+        assert forced(made["url"], iris_rows, 1) == (200, "1")
         begun = time.monotonic()
         assert release.rollback(DockerTarget(), "flights", progress=quiet)["model_version"] == "1"
         print(f"rolled back in {time.monotonic() - begun:.1f} s")
-        victim = replicas(engine)[0]
+        assert kept < {each["Id"] for each in replicas(engine)}
+        assert forced(made["url"], iris_rows, 2) == (200, "2")
+        victim = next(each for each in replicas(engine) if each["Id"] in kept)
         os.kill(victim["State"]["Pid"], 9)
         before = seen["200"]
         eventually(lambda: seen["200"] > before + 300, 20, "300 answers after a replica died")
@@ -136,18 +92,18 @@ def test_life_of_a_deployment_behind_a_gateway(client: Any, engine: Any, iris_ro
     stats = DockerTarget().stats(DockerTarget().require("flights"))
     assert stats[1].server_errors == 0
     client.delete_deployment("flights")
-    assert things(engine) == []
+    assert things(engine, SPACE) == []
 
 
 @pytest.mark.slow
 def test_killed_update_is_undone_by_the_next_command(client: Any, engine: Any, iris_rows: Any) -> None:
-    made = client.create_deployment("flights", "models:/iris/1", config={"gateway": "envoy"})
+    made = client.create_deployment("flights", "models:/iris/1")
     code = (
         "from mlflow.deployments import get_deploy_client\n"
         "config = {'strategy': 'canary', 'canary_steps': '50', 'step_seconds': '600'}\n"
         "get_deploy_client('docker').update_deployment('flights', 'models:/iris/2', config=config)"
     )
-    with load(made["url"], iris_rows) as seen:
+    with load(made["url"], iris_rows, rate=100) as seen:
         update = subprocess.Popen([sys.executable, "-c", code])
         target = DockerTarget()
         try:
@@ -163,7 +119,7 @@ def test_killed_update_is_undone_by_the_next_command(client: Any, engine: Any, i
     assert done["rollout"]["outcome"] == "rolled back"
     assert {each["Config"]["Labels"][keys.REVISION] for each in replicas(engine)} == {"1"}
     client.delete_deployment("flights")
-    assert things(engine) == []
+    assert things(engine, SPACE) == []
 
 
 @pytest.mark.slow
@@ -174,16 +130,17 @@ def test_command_line_without_gateway_hands_the_port_over(client: Any, engine: A
         command = [tool, "deployments", *arguments, "-t", "docker", "--name", "flights"]
         return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
-    done = run("create", "-m", "models:/iris/1", "-C", "docker.cpus=1", "-C", "docker.env.COLOUR=red")
+    settings = ["-C", "gateway=none", "-C", "docker.cpus=1", "-C", "docker.env.COLOUR=red"]
+    done = run("create", "-m", "models:/iris/1", *settings)
     assert done.returncode == 0, done.stderr
     url = client.get_deployment("flights")["url"]
     assert answers(url, iris_rows.head(2))
     with pytest.raises(ConfigError, match="gateway=envoy"):
-        client.update_deployment("flights", config={"docker.replicas": "2"})
+        client.update_deployment("flights", config={"replicas": "2"})
     assert client.get_deployment("flights")["traffic"] == {"1": 100}
     done = run("update", "-m", "models:/iris/2")
     assert done.returncode == 0, done.stderr
     assert client.get_deployment("flights")["url"] == url
     assert answers(url, iris_rows.head(2))
     client.delete_deployment("flights")
-    assert things(engine) == []
+    assert things(engine, SPACE) == []

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import collections
+import contextlib
+import importlib.util
+import json
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
 from pathlib import Path
 from typing import Any
 
 import mlflow
+import psutil
 import pytest
 import requests
 from mlflow.deployments import get_deploy_client
@@ -20,12 +22,7 @@ from mlflow_deploy.errors import ConfigError, NothingToRollBack, RevisionNotFoun
 from mlflow_deploy.lifecycle import release
 from mlflow_deploy.targets.local import LocalTarget
 from tests.e2e.conftest import answers, eventually, processes_of, servers_of
-
-REVISION = "x-mlflow-deploy-revision"
-
-
-def quiet(_line: str) -> None:
-    """Show no progress."""
+from tests.e2e.load import REVISION, failed, forced, load, quiet
 
 
 @pytest.fixture
@@ -36,46 +33,12 @@ def client(home: Path, iris_models: str) -> Any:
 @pytest.fixture
 def url(client: Any) -> str:
     """The address of deployment d1, which serves version 1 behind a gateway."""
-    return str(client.create_deployment("d1", "models:/iris/1", config={"gateway": "envoy"})["url"])
-
-
-@contextmanager
-def load(url: str, rows: Any) -> Iterator[collections.Counter[str]]:
-    """Ask without pause over new and kept connections; counts answers by status and by revision."""
-    seen: collections.Counter[str] = collections.Counter()
-    stop = threading.Event()
-    body = {"dataframe_split": {"columns": list(rows.columns), "data": rows.head(1).to_numpy().tolist()}}
-
-    def ask(session: Any) -> None:
-        while not stop.is_set():
-            try:
-                response = session.post(f"{url}/invocations", json=body, timeout=10)
-            except requests.RequestException as error:
-                seen[f"{type(error).__name__}: {error}"] += 1
-                continue
-            seen[str(response.status_code)] += 1
-            seen[f"r{response.headers.get(REVISION)}"] += 1
-
-    with requests.Session() as kept:
-        threads = [threading.Thread(target=ask, args=(session,)) for session in (kept, requests)]
-        for thread in threads:
-            thread.start()
-        try:
-            yield seen
-        finally:
-            stop.set()
-            for thread in threads:
-                thread.join()
-
-
-def failed(seen: collections.Counter[str]) -> dict[str, int]:
-    """Answers other than 200."""
-    return {what: count for what, count in seen.items() if what != "200" and not what.startswith("r")}
+    return str(client.create_deployment("d1", "models:/iris/1")["url"])
 
 
 def test_update_traffic_and_rollback_under_load_lose_nothing(client: Any, url: str, iris_rows: Any) -> None:
     target = LocalTarget()
-    with load(url, iris_rows) as seen:
+    with load(url, iris_rows, rate=200) as seen:
         assert client.update_deployment("d1", "models:/iris/2")["traffic"] == {"2": 100}
         assert release.set_traffic(target, "d1", {1: 50, 2: 50}, progress=quiet)["revision"] in (1, 2)
         before = collections.Counter(seen)
@@ -126,8 +89,137 @@ def test_wrong_shares_change_nothing(
     assert client.get_deployment("d1")["traffic"] == {"1": 100}
 
 
+def test_killed_replica_costs_no_request_and_is_replaced(client: Any, home: Path, iris_rows: Any) -> None:
+    url = client.create_deployment("d1", "models:/iris/1", config={"replicas": "2"})["url"]
+    target = LocalTarget()
+    with load(url, iris_rows, rate=200) as seen:
+        for replica in (1, 2):
+            process = target.supervisor.state(f"d1.r1-{replica}")
+            assert process is not None
+            before = seen["200"]
+            for worker in psutil.Process(process.pid).children():
+                worker.kill()
+            psutil.Process(process.pid).kill()
+            eventually(lambda before=before: seen["200"] > before + 200, 20, "200 answers after kill -9")
+            eventually(lambda: client.get_deployment("d1")["detail"] == "", 20, "both replicas are ready")
+            again = target.supervisor.state(f"d1.r1-{replica}")
+            assert again is not None
+            assert again.pid not in (0, process.pid)
+    print(f"{seen['200']} answers, others: {failed(seen)}")
+    assert failed(seen) == {}
+    times = [line[10:39] for line in target.logs("d1", 1, follow=False) if line.startswith('{"time"')]
+    assert times == sorted(times)
+    assert {path.name for path in (home / "local" / "deployments" / "d1" / "logs").glob("r1-*.log")} == {
+        "r1-1.log",
+        "r1-2.log",
+    }
+
+
+def test_kept_revision_is_reached_by_its_number_and_takes_over_at_once(
+    client: Any, home: Path, iris_rows: Any
+) -> None:
+    """Revision 1 runs on without traffic; after a kill of everything it comes back with the others."""
+    url = client.create_deployment("d1", "models:/iris/1")["url"]
+    config = {"keep_revisions": "1", "replicas": "2"}
+    described = client.update_deployment("d1", "models:/iris/2", config=config)
+    assert [row["status"] for row in described["revisions"]] == ["ready", "ready"]
+    assert described["traffic"] == {"2": 100}
+    assert forced(url, iris_rows, 1) == (200, "1")
+    assert forced(url, iris_rows, 2) == (200, "2")
+    assert forced(url, iris_rows, 3)[0] == 404
+    kept = LocalTarget().supervisor.state("d1.r1-1")
+    begun = time.monotonic()
+    back = release.rollback(LocalTarget(), "d1", progress=quiet)
+    took = time.monotonic() - begun
+    print(f"rolled back in {took:.2f} s")
+    assert took < 3
+    assert back["traffic"] == {"1": 100}
+    assert LocalTarget().supervisor.state("d1.r1-1") == kept
+    assert forced(url, iris_rows, 2)[0] == 404  # Revision 1 keeps none.
+    client.update_deployment("d1", "models:/iris/2", config=config)
+    for process in processes_of(home):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    eventually(lambda: not processes_of(home), 10, "all processes are gone")
+    release.reconcile(LocalTarget(), quiet)
+    eventually(lambda: forced(url, iris_rows, 1) == (200, "1"), 20, "the kept revision is back")
+    client.update_deployment("d1", "models:/iris/1", config={"keep_revisions": "0"})
+    states = [row["status"] for row in client.get_deployment("d1")["revisions"]]
+    assert states == ["stopped", "stopped", "stopped", "ready"][-len(states) :]
+
+
+def test_settings_of_the_gateway_are_kept_and_changed_while_it_runs(
+    client: Any, home: Path, iris_rows: Any
+) -> None:
+    config = {
+        "envoy.sticky": "header:X-Session",
+        "envoy.access_log": "true",
+        "envoy.request_timeout_seconds": "7",
+    }
+    url = client.create_deployment("d1", "models:/iris/1", config=config)["url"]
+    client.update_deployment("d1", "models:/iris/2")
+    release.set_traffic(LocalTarget(), "d1", {1: 50, 2: 50}, progress=quiet)
+    body = {
+        "dataframe_split": {"columns": list(iris_rows.columns), "data": iris_rows.head(1).values.tolist()}
+    }
+
+    def ask(**headers: str) -> requests.Response:
+        return requests.post(f"{url}/invocations", json=body, headers=headers, timeout=5)
+
+    by_session = {
+        session: {ask(**{"X-Session": f"user {session}"}).headers[REVISION] for _ in range(3)}
+        for session in range(12)
+    }
+    assert all(len(revisions) == 1 for revisions in by_session.values())
+    assert {revision for revisions in by_session.values() for revision in revisions} == {"1", "2"}
+    log = home / "local" / "deployments" / "d1" / "logs" / "gateway.log"
+    eventually(lambda: '"revision":2' in log.read_text(), 5, "the access log has a line")
+    line = json.loads(next(line for line in log.read_text().splitlines() if line.startswith("{")))
+    assert {"revision", "status", "duration_ms", "request_id", "replica"} <= line.keys()
+
+    gateway = next(p for p in processes_of(home) if "envoy" in p.name()).pid
+    changed = {"envoy.sticky": "cookie:who", "envoy.rate_limit": "3", "envoy.sticky_seconds": "60"}
+    with load(url, iris_rows, rate=100) as seen:
+        client.update_deployment("d1", "models:/iris/2", config=changed)
+        eventually(lambda: seen["429"] > 0, 10, "the rate limit is reached")
+    assert set(failed(seen)) == {"429"}
+    assert next(p for p in processes_of(home) if "envoy" in p.name()).pid == gateway
+    eventually(lambda: ask().status_code == 200, 5, "an answer within the rate limit")
+    time.sleep(1)
+    assert "Max-Age=60" in ask().headers["set-cookie"]
+    served = LocalTarget().stats(LocalTarget().require("d1"))
+    assert served[max(served)].succeeded > 0
+    with pytest.raises(ConfigError, match=r"envoy\.threads"):
+        client.update_deployment("d1", config={"envoy.threads": "2"})
+
+
+@pytest.mark.parametrize("setting", [{"replicas": "2"}, {"keep_revisions": "1"}, {"envoy.rate_limit": "9"}])
+def test_settings_that_need_a_gateway_are_refused_without_one(client: Any, setting: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="gateway"):
+        client.create_deployment("d1", "models:/iris/1", config={"gateway": "none", **setting})
+    assert LocalTarget().names() == []
+
+
+def test_without_envoy_there_is_no_gateway_and_it_is_said(
+    client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gateway is chosen once: one that is installed later changes nothing."""
+    with monkeypatch.context() as patch:
+        patch.setattr(importlib.util, "find_spec", lambda name: None)
+        with pytest.raises(ConfigError, match=r"pip install .*gateway"):
+            client.create_deployment("d1", "models:/iris/1", config={"replicas": "2"})
+        lines: list[str] = []
+        made = release.create(LocalTarget(), "d1", "models:/iris/1", progress=lines.append)
+    assert made["gateway"] == "none"
+    assert any("gateway" in line for line in lines)
+    assert any("mlflow-deploy[gateway]" in note for note in client.get_deployment("d1")["notes"])
+    updated = client.update_deployment("d1", "models:/iris/2", config={"gateway": "auto"})
+    assert updated["gateway"] == "none"
+    assert updated["traffic"] == {"2": 100}
+
+
 def test_split_without_gateway_is_refused(client: Any) -> None:
-    client.create_deployment("d1", "models:/iris/1")
+    client.create_deployment("d1", "models:/iris/1", config={"gateway": "none"})
     client.update_deployment("d1", "models:/iris/2")
     with pytest.raises(Unsupported, match="gateway=envoy"):
         release.set_traffic(LocalTarget(), "d1", {1: 50, 2: 50}, progress=quiet)

@@ -102,6 +102,7 @@ def test_client_certificate(
 ) -> None:
     client = get_deploy_client("local")
     config = {
+        "gateway": "none",
         "serving.tls_cert": str(certificate[0]),
         "serving.tls_key": str(certificate[1]),
         "serving.tls_client_ca": str(tmp_path / "authority.pem"),

@@ -57,14 +57,14 @@ def free_port() -> int:
 
 
 def test_killed_server_answers_again_within_five_seconds(client: Any, home: Path, iris_rows: Any) -> None:
-    url = client.create_deployment("d1", "models:/iris/1")["url"]
+    url = client.create_deployment("d1", "models:/iris/1", config={"gateway": "none"})["url"]
     for process in servers_of(home):
         process.kill()
     assert eventually(lambda: answers(url, iris_rows.head(2)), 5, "an answer after kill -9") < 5
 
 
 def test_killed_worker_answers_again_within_five_seconds(client: Any, home: Path, iris_rows: Any) -> None:
-    url = client.create_deployment("d1", "models:/iris/1")["url"]
+    url = client.create_deployment("d1", "models:/iris/1", config={"gateway": "none"})["url"]
     parents = {process.ppid() for process in servers_of(home)}
     for process in servers_of(home):
         if process.pid not in parents:
@@ -193,7 +193,7 @@ def test_deployment_outlives_the_terminal(client: Any, iris_rows: Any) -> None:
 
 
 def test_update_under_load_costs_a_client_at_most_one_retry(client: Any, home: Path, iris_rows: Any) -> None:
-    url = client.create_deployment("d1", "models:/iris/1")["url"]
+    url = client.create_deployment("d1", "models:/iris/1", config={"gateway": "none"})["url"]
     stop = threading.Event()
     counts = {True: 0, False: 0}
 

@@ -33,7 +33,7 @@ def test_unknown_key_is_refused_with_the_nearest_known_one(key: str, guess: str)
     [
         ({"port": "http"}, r"Setting port=http cannot be used"),
         ({"port": "70000"}, r"port=70000"),
-        ({"format": "onx"}, r"format=onx.*'auto', 'onnx' or 'pyfunc'"),
+        ({"format": "onx"}, r"format=onx.*'auto', 'onnx', .* or 'pyfunc'"),
         ({"serving.workers": "many"}, r"serving.workers=many.*Server processes"),
         ({"serving": "many"}, r"serving=many"),
         ({"serving": "x", "serving.workers": "1"}, r"contradicts"),
@@ -65,6 +65,14 @@ def test_every_setting_is_documented() -> None:
 @pytest.mark.parametrize("name", ["d1", "a", "flight-delay", "x" * 53])
 def test_good_names(name: str) -> None:
     assert check_name(name) == name
+
+
+def test_replicas_of_earlier_records_are_read() -> None:
+    spec = DeploymentSpec.model_validate({"docker": {"replicas": 3, "cpus": 0.5}})
+    assert (spec.replicas, spec.docker.cpus) == (3, 0.5)
+    assert parse_spec({"docker.cpus": "1"}, base=spec).replicas == 3
+    with pytest.raises(UnknownSetting, match="did you mean 'replicas'"):
+        parse_spec({"docker.replicas": "2"})
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "../x", "A", "-a", "a-", "a_b", "x" * 54, "a.r1", "a b", "ä"])

@@ -89,21 +89,33 @@ def test_errors_leave_as_mlflow_and_click_and_own_class(home: Path) -> None:
     assert "\n" not in error.format_message()
 
 
-def test_calls_that_mean_nothing_here_are_refused(home: Path) -> None:
+def test_calls_about_what_is_not_there_are_refused(home: Path) -> None:
     client = get_deploy_client("local")
     for call in (
         lambda: client.get_deployment("d", endpoint="e"),
-        lambda: client.explain("d", None),
-        client.list_endpoints,
-        lambda: client.create_endpoint("e"),
-        lambda: client.update_endpoint("e"),
-        lambda: client.delete_endpoint("e"),
+        lambda: client.predict("d", [[1]], endpoint="e"),
+        lambda: client.list_deployments(endpoint="e"),
         lambda: client.get_endpoint("e"),
+        lambda: client.update_endpoint("e", config={"traffic": "d=100"}),
+        lambda: client.update_deployment("d", endpoint="e"),
+        lambda: client.delete_deployment("d", config={"revision": "1"}),
     ):
-        with pytest.raises(Unsupported):
+        with pytest.raises(DeploymentNotFound):
             call()
-    with pytest.raises(UnknownSetting):
+    client.delete_deployment("d", endpoint="e")
+    client.delete_endpoint("e")
+    assert client.list_endpoints() == []
+    with pytest.raises(Unsupported):
+        client.explain("d", None)
+    with pytest.raises(UnknownSetting, match="did you mean 'revision'"):
         client.delete_deployment("d", config={"revisionn": "1"})
+    for number in ("0", "-1", "two"):
+        with pytest.raises(ConfigError, match="a revision is a number from 1"):
+            client.delete_deployment("d", config={"revision": number})
+    with pytest.raises(ConfigError, match="goes by its name"):
+        client.delete_deployment("d", config={"revision": "1"}, endpoint="e")
+    with pytest.raises(ConfigError, match="needs a model"):
+        client.create_endpoint("e")
     with pytest.raises(ConfigError):
         client.predict(None, [[1]])
     with pytest.raises(ConfigError, match="path"):

@@ -12,12 +12,13 @@ import msgspec
 
 from mlflow_deploy.bundle import Bundle
 from mlflow_deploy.errors import ConfigError
+from mlflow_deploy.serving.sealed import in_the_clear
 from mlflow_deploy.serving.signature import Signature
 from mlflow_deploy.serving.values import Array
 from mlflow_deploy.settings import ServingSettings
 
 
-class Call(msgspec.Struct):
+class Call(msgspec.Struct, gc=False):
     """A parsed request.
 
     Attributes:
@@ -109,15 +110,22 @@ class Stackable(Protocol):
 
 _BACKENDS = {
     "onnx": "mlflow_deploy.serving.backends.onnx",
+    "pmml": "mlflow_deploy.serving.backends.pmml",
     "pyfunc": "mlflow_deploy.serving.backends.pyfunc",
+    "savedmodel": "mlflow_deploy.serving.backends.savedmodel",
+    "tflite": "mlflow_deploy.serving.backends.tflite",
+    "torch_export": "mlflow_deploy.serving.backends.torch_export",
+    "torchscript": "mlflow_deploy.serving.backends.torchscript",
 }
 
 
 def load_model(bundle: Bundle, settings: ServingSettings) -> Model:
-    """Load the bundle's servable.
+    """Load the bundle's servable; a sealed one is opened in memory with the key of `settings.seal_key`.
 
     Raises:
         ConfigError: the servable's form is unknown to this server, or the bundle contradicts itself.
+        MissingExtra: the form's library is not installed.
+        SealError: a sealed servable cannot be opened.
         Exception: whatever the form's library raises when it loads the servable.
     """
     kind = bundle.manifest.servable.kind
@@ -126,5 +134,6 @@ def load_model(bundle: Bundle, settings: ServingSettings) -> Model:
             f"This server cannot run servables of form {kind!r}",
             hint=f"It runs {', '.join(sorted(_BACKENDS))}",
         )
-    model: Model = importlib.import_module(_BACKENDS[kind]).load(bundle, settings)
+    with in_the_clear(bundle, settings.seal_key) as readable:
+        model: Model = importlib.import_module(_BACKENDS[kind]).load(readable, settings)
     return model

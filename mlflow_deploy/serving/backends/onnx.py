@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import os
+from pathlib import Path
 from typing import Any
 
 from mlflow_deploy.bundle import Bundle
+from mlflow_deploy.serving.backends.bound import BoundRuns, Plain
 from mlflow_deploy.serving.backends.graph import GraphModel
 from mlflow_deploy.serving.tensor_feeds import Feeds
 from mlflow_deploy.serving.tuning import cpu_quota
-from mlflow_deploy.serving.values import Array
 from mlflow_deploy.settings import ServingSettings
+
+_LEVELS = {
+    "disable": "DISABLE_ALL",
+    "basic": "ENABLE_BASIC",
+    "extended": "ENABLE_EXTENDED",
+    "layout": "ENABLE_LAYOUT",
+    "all": "ENABLE_ALL",
+}
 
 
 def load(bundle: Bundle, settings: ServingSettings) -> GraphModel:
@@ -19,19 +30,53 @@ def load(bundle: Bundle, settings: ServingSettings) -> GraphModel:
     Raises:
         ConfigError: the bundle's feeds or outputs are not those of the graph.
     """
+    session = open_session(bundle, settings)
+    names = [output.name for output in bundle.manifest.servable.outputs]
+    return GraphModel(bundle, settings, OnnxGraph(session, names), tuple(session.get_providers()))
+
+
+def open_session(bundle: Bundle, settings: ServingSettings) -> Any:
+    """The onnxruntime.InferenceSession of a bundle with an ONNX servable that is in the clear.
+
+    The servable's options are `graph_optimization_level` (disable, basic, extended, layout or all),
+    `disabled_optimizers` (names) and `config` (entries of ONNX Runtime's session configuration).
+    """
     import onnxruntime as ort
 
     ort.set_default_logger_severity(3)
+    servable = bundle.manifest.servable
     options = ort.SessionOptions()
     options.intra_op_num_threads = settings.intra_op_threads or cpu_quota()
     options.inter_op_num_threads = 1
     # Spinning threads burn up to a core while no request comes.
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(settings.spinning)))
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    providers = _providers(ort.get_available_providers())
-    session = ort.InferenceSession(os.fspath(bundle.servable_path), options, providers=providers)
-    names = [output.name for output in bundle.manifest.servable.outputs]
-    return GraphModel(bundle, settings, OnnxGraph(session, names), tuple(session.get_providers()))
+    if level := servable.options.get("graph_optimization_level"):
+        options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, f"ORT_{_LEVELS[level]}")
+    for key, value in servable.options.get("config", {}).items():
+        options.add_session_config_entry(key, str(value))
+    with contextlib.ExitStack() as stack:
+        if servable.sealed:
+            # ONNX Runtime refuses to follow the links that an opened model consists of.
+            _lend_external_data(options, bundle.servable_path, stack)
+        return ort.InferenceSession(
+            os.fspath(bundle.servable_path),
+            options,
+            providers=_providers(ort.get_available_providers()),
+            disabled_optimizers=list(servable.options.get("disabled_optimizers", ())),
+        )
+
+
+def _lend_external_data(options: Any, model: Path, stack: contextlib.ExitStack) -> None:
+    """Hand over the files beside a model, which hold its weights, as mapped memory; `stack` holds the maps."""
+    names, maps = [], []
+    for path in sorted(model.parent.rglob("*")):
+        if path.is_file() and path != model and path.stat().st_size:
+            file = stack.enter_context(path.open("rb"))
+            maps.append(stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
+            names.append(path.relative_to(model.parent).as_posix())
+    if names:
+        options.add_external_initializers_from_files_in_memory(names, maps, [len(part) for part in maps])
 
 
 class OnnxGraph:
@@ -48,14 +93,19 @@ class OnnxGraph:
         self._outputs = outputs
         self._options = ort.RunOptions
         self._running: dict[int, tuple[float, Any]] = {}
+        self.run: Plain = self._run_plain
+        self._bound: BoundRuns | None = None
+        if session.get_providers() == ["CPUExecutionProvider"]:
+            self._bound = BoundRuns(session, outputs, self._run_plain)
+            self.run = self._bound.run
 
-    def run(self, feeds: Feeds, expires: float) -> list[Array]:
+    def _run_plain(self, feeds: Feeds, expires: float) -> list[Any]:
         """The outputs, in the servable's order."""
         options = self._options()
         key = id(options)
         self._running[key] = (expires, options)
         try:
-            result: list[Array] = self._run(self._outputs, feeds, options)
+            result: list[Any] = self._run(self._outputs, feeds, options)
         finally:
             del self._running[key]
         return result
@@ -65,6 +115,8 @@ class OnnxGraph:
         for expires, options in list(self._running.values()):
             if now > expires:
                 options.terminate = True
+        if self._bound is not None:
+            self._bound.expire(now)
 
 
 def _providers(available: list[str]) -> list[str]:

@@ -32,9 +32,14 @@ def load(bundle: Bundle, settings: ServingSettings) -> PyfuncModel:
     try:
         import mlflow.pyfunc
         import mlflow.pyfunc.scoring_server
+        from mlflow.models import Model
     except ImportError as error:
         raise MissingExtra("The pyfunc form", "sklearn", missing=error.name or "mlflow") from error
-    return PyfuncModel(mlflow.pyfunc.load_model(os.fspath(bundle.servable_path)), bundle, settings)
+    folder = os.fspath(bundle.servable_path)
+    # Keras decides at its import what it runs on, and MLflow leaves that to the environment.
+    if backend := Model.load(folder).flavors.get("keras", {}).get("keras_backend"):
+        os.environ.setdefault("KERAS_BACKEND", backend)
+    return PyfuncModel(mlflow.pyfunc.load_model(folder), bundle, settings)
 
 
 class PyfuncModel:

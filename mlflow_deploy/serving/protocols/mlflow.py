@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mlflow_deploy.serving.errors import UnsupportedType
 from mlflow_deploy.serving.http import JSON, Request, Response, Route, not_ready
 from mlflow_deploy.serving.worker import Worker
@@ -41,13 +43,21 @@ def parser(content_type: str | None) -> str:
 def routes(worker: Worker) -> dict[str, Route]:
     """The routes of the protocol."""
 
-    def invocations(request: Request) -> Response:
+    def invocations(request: Request) -> Response | None:
         plane = worker.plane
         if plane is None or worker.metrics.shared.draining:
             raise not_ready(worker)
         model = plane.model
         content_type = request.environ.get("CONTENT_TYPE")
         parse = model.parse_json if content_type == JSON else getattr(model, parser(content_type))
-        return Response(model.to_json(plane.predict(parse(request.body()), request)))
+        call = parse(request.body())
+        if request.resume is not None:
+
+            def finish(result: Any) -> Response:
+                return Response(model.to_json(result))
+
+            if plane.collect(call, request, finish, request.resume):
+                return None
+        return Response(model.to_json(plane.predict(call, request)))
 
     return {"/invocations": Route("POST", invocations, protocol="mlflow", scope="predict")}

@@ -146,7 +146,7 @@ class _Handlers:
 
     # --- inference -----------------------------------------------------------------------------------------
 
-    def infer(self, request: Request) -> Response:
+    def infer(self, request: Request) -> Response | None:
         worker = self._worker
         plane = worker.plane
         if plane is None or worker.metrics.shared.draining:
@@ -155,8 +155,16 @@ class _Handlers:
         query = _parse(head)
         arrays = plane.inputs.match(_inputs(query.inputs, binary))
         call = plane.model.parse_tensors(arrays, query.parameters)
-        result = plane.model.to_tensors(plane.predict(call, request))
-        return self._answer(query, tensors.select(result, [output.name for output in query.outputs]), request)
+
+        def finish(result: Any) -> Response:
+            named = plane.model.to_tensors(result)
+            return self._answer(
+                query, tensors.select(named, [output.name for output in query.outputs]), request
+            )
+
+        if request.resume is not None and plane.collect(call, request, finish, request.resume):
+            return None
+        return finish(plane.predict(call, request))
 
     def _answer(self, query: InferRequest, result: Sequence[tuple[str, Array]], request: Request) -> Response:
         all_binary = query.parameters.get("binary_data_output") is True

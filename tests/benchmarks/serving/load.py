@@ -49,6 +49,7 @@ def load(port: int, connections: int, seconds: float, request: bytes) -> dict[st
     count = len(latencies)
     return {
         "rps": count / took,
+        "requests": count,
         "p50": latencies[count // 2] * 1e3 if count else float("inf"),
         "p99": latencies[int(count * 0.99)] * 1e3 if count else float("inf"),
         "failed": failed,

@@ -14,6 +14,7 @@ import pytest
 
 from mlflow_deploy.serving.config import parse_config
 from mlflow_deploy.serving.metrics import SharedMetrics
+from mlflow_deploy.serving.recorder import SharedRecorder
 from mlflow_deploy.serving.server import make_app
 from mlflow_deploy.serving.worker import Launch, Worker, close
 from tests.contracts.serving.corpus import Case, corpus
@@ -66,7 +67,7 @@ def both(name: str, folder: Path) -> Iterator[tuple[Case, Answer, Answer]]:
     native = TestClient(
         scoring_server.init(mlflow.pyfunc.load_model(str(animal.native))), raise_server_exceptions=False
     )
-    worker = Worker(Launch(animal.bundle, parse_config({}), SharedMetrics(1)), 0)
+    worker = Worker(Launch(animal.bundle, parse_config({}), SharedMetrics(1), SharedRecorder(1)), 0)
     worker.load()
     ours = httpx.Client(transport=httpx.WSGITransport(app=make_app(worker)), base_url="http://ours")
     for case in corpus(animal):

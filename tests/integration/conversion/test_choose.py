@@ -320,7 +320,7 @@ def test_the_example_is_what_the_servable_answers(save: SaveModel, work: Path) -
     split = conversion.example["request"]["dataframe_split"]
     rows = pd.DataFrame(split["data"], columns=split["columns"])
     served = open_runner(conversion.servable, conversion.content).run(rows)
-    assert np.allclose(served, conversion.example["predictions"], atol=1e-6)
+    assert np.allclose(served.array, conversion.example["predictions"], atol=1e-6)
 
 
 def test_a_bundle_can_be_written_from_a_conversion(save: SaveModel, work: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from mlflow_deploy.bundle import Servable
 from mlflow_deploy.conversion import make_servable
 from mlflow_deploy.conversion.feeds import build_feeds, read_answer
+from tests.integration.conversion import table
 from tests.integration.conversion.cases import CASES, Case
 from tests.integration.conversion.conftest import SaveModel
 
@@ -53,9 +54,14 @@ def test_every_model_is_correct_onnx_or_pyfunc_with_a_reason(case: Case, save: S
 
 def serve(content: Path, servable: Servable, inputs: Any) -> Any:
     session = onnxruntime.InferenceSession(content / Path(servable.path).name)
-    rows = inputs if isinstance(inputs, pd.DataFrame) else pd.DataFrame(inputs)
+    rows = inputs if isinstance(inputs, pd.DataFrame) else {"": inputs}
     outputs = session.run([servable.outputs[0].name], build_feeds(servable.feeds, rows))
-    return read_answer(servable, outputs)
+    return read_answer(servable, outputs).array
+
+
+def test_the_documented_table_is_current() -> None:
+    expected = [(case.name, case.method, case.form) for _, cases in table.groups() for case in cases]
+    assert table.listed(table.PAGE.read_text(encoding="utf-8")) == expected, "Run `make docs-estimators`"
 
 
 def test_the_table_is_wide() -> None:

@@ -12,18 +12,13 @@ from typing import Any
 import pytest
 
 from mlflow_deploy.bundle import Bundle
-from mlflow_deploy.errors import DeployError
 from mlflow_deploy.images import labels
 from mlflow_deploy.images.builder import BuiltImage, build_image
-from mlflow_deploy.images.engine import connect, docker_errors, find_image
+from mlflow_deploy.images.engine import docker_errors, find_image
 from mlflow_deploy.images.spec import ImageSpec, parse_image_spec
+from tests.engine import BASE
 from tests.integration.images.bundles import adder, sklearn_model
 
-BASE = os.environ.get("MLFLOW_DEPLOY_TEST_BASE_IMAGE", "mlflow-deploy-base:test")
-_MAKE_BASE = (
-    "mmdebstrap --variant=minbase --include=python3,python3-venv,ca-certificates,libgomp1 bookworm base.tar "
-    f"&& docker import base.tar {BASE}"
-)
 TEST_LABEL = "io.mlflow-deploy.test"
 MARK = uuid.uuid4().hex
 RUNTIMES: set[str] = set()
@@ -31,15 +26,9 @@ RUNTIMES: set[str] = set()
 
 
 @pytest.fixture(scope="session")
-def engine() -> Iterator[Any]:
-    """A client of the engine; tests are skipped, with the reason, when none answers."""
-    try:
-        connection = connect()
-        client = connection.__enter__()
-    except DeployError as error:
-        pytest.skip(error.text)
-    if find_image(client, BASE) is None:
-        pytest.skip(f"The engine has no base image {BASE}. Make it with: {_MAKE_BASE}")
+def engine(engine: Any) -> Iterator[Any]:
+    """A client of the engine, from which all that these tests made is removed."""
+    client = engine
     before = {image.id for image in client.images.list(filters={"label": labels.KIND})}
     errors = docker_errors()
     yield client
@@ -52,7 +41,6 @@ def engine() -> Iterator[Any]:
             # Something else may have been built on it meanwhile.
             with contextlib.suppress(errors.APIError):
                 client.images.remove(name)
-    connection.__exit__(None, None, None)
 
 
 def _remove_images(client: Any) -> None:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import pytest
 
 from mlflow_deploy.bundle import Bundle
 from mlflow_deploy.images import layout
 from mlflow_deploy.images.builder import BuiltImage
-from tests.integration.images.bundles import pins, pyfunc
+from tests.integration.images.bundles import keras_model, pins, torch_model
 from tests.integration.images.conftest import build
 from tests.integration.images.running import started
 
@@ -39,21 +36,26 @@ def test_it_has_the_models_versions_and_a_slim_mlflow(pyfunc_image: BuiltImage) 
 
 
 @pytest.mark.slow
-def test_a_torch_model_answers(engine: Any, tmp_path: Path) -> None:
-    import mlflow.pytorch
-    import torch
-
-    doubler = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.Flatten(0))
-    with torch.no_grad():
-        doubler[0].weight.fill_(2.0)
-        doubler[0].bias.fill_(0.0)
-    frame = pd.DataFrame({"a": np.arange(4, dtype=np.float32)})
-    requirements = [*pins("mlflow", "numpy", "pandas"), pins("torch")[0].partition("+")[0]]
-    save = partial(mlflow.pytorch.save_model, serialization_format="pickle")
-    bundle = pyfunc(tmp_path, save, doubler, frame, [0.0], requirements)
+def test_a_torch_model_answers_on_the_same_runtime(
+    engine: Any, pyfunc_image: BuiltImage, tmp_path: Path
+) -> None:
+    bundle = torch_model(tmp_path)
     built = build(bundle)
+    assert built.runtime_reused
     with started(engine, built.name, user="54321:0") as running:
         print(f"ready after {running.ready_seconds:.1f} s")
         running.answers_its_example(bundle)
         code = "import torch; print(torch.version.cuda)"
         assert running.run(layout.PYTHON, "-c", code) == (0, "None\n")
+
+
+@pytest.mark.slow
+def test_a_keras_model_answers_on_the_same_runtime(
+    engine: Any, pyfunc_image: BuiltImage, tmp_path: Path
+) -> None:
+    bundle = keras_model(tmp_path)
+    built = build(bundle)
+    assert built.runtime_reused
+    with started(engine, built.name, user="54321:0") as running:
+        print(f"ready after {running.ready_seconds:.1f} s")
+        running.answers_its_example(bundle)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from mlflow_deploy.serving.config import parse_config
 from mlflow_deploy.serving.metrics import SharedMetrics
+from mlflow_deploy.serving.recorder import SharedRecorder
 from mlflow_deploy.serving.server import make_app
 from mlflow_deploy.serving.worker import Launch, Worker
 from tests.integration.serving.bundles import COLUMNS
@@ -37,7 +38,7 @@ def clients(animals: dict[str, Animal]) -> dict[str, httpx.Client]:
     made = {}
     for name in NAMES:
         config = parse_config({"deployment": "toy"})
-        worker = Worker(Launch(animals[name].bundle, config, SharedMetrics(1)), 0)
+        worker = Worker(Launch(animals[name].bundle, config, SharedMetrics(1), SharedRecorder(1)), 0)
         worker.load()
         made[name] = httpx.Client(transport=httpx.WSGITransport(app=make_app(worker)), base_url="http://app")
     return made

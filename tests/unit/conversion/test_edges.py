@@ -12,6 +12,7 @@ import pytest
 from mlflow_deploy.conversion.edges import BATCH, TEXTS, edge_datasets, invent
 from mlflow_deploy.conversion.native import Column, NativeModel, Tensor
 from mlflow_deploy.conversion.parity import Dataset
+from mlflow_deploy.conversion.rows import count
 
 COLUMNS = (
     Column("name", "string"),
@@ -100,10 +101,9 @@ def test_the_same_rows_are_made_every_time(made: dict[str, Dataset]) -> None:
 
 
 def test_a_tensor_has_numbered_columns() -> None:
-    native = model(columns=(), tensor=Tensor("float64", (-1, 3)))
-    base = pd.DataFrame(np.ones((2, 3)))
-    for dataset in edge_datasets(native, base):
-        assert native.as_input(dataset.rows).shape == (len(dataset.rows), 3)
+    native = model(columns=(), tensors=(Tensor("float64", (-1, 3)),))
+    for dataset in edge_datasets(native, {"": np.ones((2, 3))}):
+        assert native.as_input(dataset.rows).shape == (count(dataset.rows), 3)
 
 
 def test_rows_can_be_invented_from_the_signature() -> None:

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mlflow_deploy.conversion.parity import Dataset, Reference, compare
+from mlflow_deploy.conversion.answers import as_answer
+from mlflow_deploy.conversion.parity import Dataset, Reference, compare, with_ties
 from mlflow_deploy.conversion.report import ParityReport, Tolerance
 
 
@@ -23,13 +24,13 @@ class Served:
     def run(self, rows: pd.DataFrame) -> Any:
         if isinstance(self.answers, Exception):
             raise self.answers
-        return np.asarray(self.answers)[rows["at"].to_numpy()]
+        return as_answer(np.asarray(self.answers)[rows["at"].to_numpy()])
 
 
 def check(native: Any, served: Any, **settings: Any) -> ParityReport:
     native = np.asarray(native)
     dataset = Dataset("rows", pd.DataFrame({"at": range(len(native))}), **settings.pop("dataset", {}))
-    reference = Reference(dataset, native, refused=settings.pop("refused", 0))
+    reference = Reference(dataset, as_answer(native), refused=settings.pop("refused", 0))
     return compare(Served(served), [reference], format="onnx", variant="float32", **settings)
 
 
@@ -88,6 +89,21 @@ def test_tied_classes_may_swap() -> None:
     assert check([[0.5, 0.5]], [[0.4999999, 0.5000001]], probabilities=True).passed
 
 
+def test_a_label_may_only_differ_from_one_that_it_is_tied_with() -> None:
+    labels = as_answer(np.array(["a", "b", "a"]))
+    chances = as_answer(np.array([[0.5, 0.5], [0.5, 0.5], [0.6, 0.4]]))
+    dataset = Dataset("rows", pd.DataFrame({"at": range(3)}))
+    classes = np.array(["a", "b"])
+    reference = with_ties(Reference(dataset, labels, 0), Reference(dataset, chances, 0), classes)
+
+    tied = compare(Served(["b", "a", "a"]), [reference], format="onnx", variant="float32")
+    wrong = compare(Served(["a", "b", "b"]), [reference], format="onnx", variant="float32")
+
+    assert tied.passed
+    assert not wrong.passed
+    assert wrong.datasets[0].label_agreement == pytest.approx(2 / 3)
+
+
 def test_a_servable_that_raises_fails() -> None:
     report = check([1.0], ValueError("no such\ninput"))
 
@@ -103,8 +119,8 @@ def test_an_answer_of_another_shape_fails() -> None:
 
 
 def test_rows_that_do_not_gate_are_reported_only() -> None:
-    equal = Reference(Dataset("rows", pd.DataFrame({"at": [0]})), np.array([1.0]), 0)
-    wild = Reference(Dataset("wild", pd.DataFrame({"at": [0]}), gating=False), np.array([9.0]), 0)
+    equal = Reference(Dataset("rows", pd.DataFrame({"at": [0]})), as_answer(np.array([1.0])), 0)
+    wild = Reference(Dataset("wild", pd.DataFrame({"at": [0]}), gating=False), as_answer(np.array([9.0])), 0)
 
     report = compare(Served([1.0]), [equal, wild], format="onnx", variant="float32")
 
@@ -113,7 +129,7 @@ def test_rows_that_do_not_gate_are_reported_only() -> None:
 
 
 def test_nothing_compared_is_no_proof() -> None:
-    empty = Reference(Dataset("rows", pd.DataFrame({"at": []})), np.empty(0), refused=4)
+    empty = Reference(Dataset("rows", pd.DataFrame({"at": []})), as_answer(np.empty(0)), refused=4)
     assert not compare(Served([]), [empty], format="onnx", variant="float32").passed
 
 

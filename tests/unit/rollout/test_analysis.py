@@ -71,6 +71,20 @@ def test_absolute_latency_limit() -> None:
     assert analyse(stats(0), stats(200, milliseconds=50), spec).decision == "passed"
 
 
+def test_candidate_that_refuses_more_requests_fails() -> None:
+    stable = CallStats(requests=500, client_errors=50, succeeded=450)
+    usual = CallStats(requests=300, client_errors=30, succeeded=270)
+    picky = CallStats(requests=300, client_errors=200, succeeded=100)
+    assert analyse(stable, usual, SPEC).decision == "passed"
+    verdict = analyse(stable, picky, SPEC)
+    assert (verdict.decision, verdict.reason) == (
+        "failed",
+        "too many requests refused with a status of 4xx: 200 of 300 requests, stable 50 of 500",
+    )
+    # A stable revision without requests cannot tell how many clients ask for nonsense.
+    assert analyse(CallStats(), picky, SPEC).decision == "passed"
+
+
 def test_equal_revisions_are_rarely_rolled_back_and_bad_ones_nearly_always() -> None:
     generator = np.random.default_rng(5)
 

@@ -280,3 +280,26 @@ def test_close_compares_within_float32() -> None:
     assert not close({"a": 1}, {"b": 1})
     assert not close(True, 2)
     assert not close("a", "b")
+
+
+def test_collected_calls_are_answered_without_a_thread_that_waits() -> None:
+    settings = ServingSettings(threads=1, max_batch_size=4, max_batch_delay_ms=10_000, deadline_seconds=0.1)
+    plane = DataPlane(Doubling(), settings)
+    answers: dict[int, tuple[Any, Exception | None]] = {}
+
+    def collect(at: int, value: int) -> bool:
+        call = Call([value], 1, ("k",))
+        return plane.collect(call, Clock(), str, lambda *got: answers.__setitem__(at, got))
+
+    # A trial begins with calls that are computed alone.
+    while not collect(0, 1):
+        plane.predict(Call([1], 1), Clock())
+    for at, value in enumerate((2, 13, 3), start=1):
+        assert collect(at, value)
+    assert [answers[at][0] for at in range(4)] == ["[2]", "[4]", None, "[6]"]
+    assert isinstance(answers[2][1], ValueError)
+    assert collect(4, 5)
+    time.sleep(0.15)
+    plane.tick()
+    assert isinstance(answers[4][1], DeadlineExceeded)
+    assert plane.admission.active == 0

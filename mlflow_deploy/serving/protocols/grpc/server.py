@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import atexit
+import json
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,11 +16,12 @@ from mlflow_deploy.errors import ConfigError, MissingExtra
 from mlflow_deploy.serving import tensors
 from mlflow_deploy.serving.auth import Guard
 from mlflow_deploy.serving.errors import BadRequest, InvalidValue, ModelFailed, RequestError, UnknownPath
-from mlflow_deploy.serving.http import not_ready
+from mlflow_deploy.serving.http import JSON, not_ready
 from mlflow_deploy.serving.logs import logger
 from mlflow_deploy.serving.metrics import PROTOCOLS
 from mlflow_deploy.serving.protocols.grpc.messages import METHODS, SERVICE, messages
 from mlflow_deploy.serving.protocols.oip import metadata
+from mlflow_deploy.serving.recorder import MAX_REQUEST_BYTES, Record, kind
 from mlflow_deploy.serving.tuning import concurrency
 from mlflow_deploy.serving.values import Array
 from mlflow_deploy.serving.worker import Clock, Worker
@@ -115,18 +118,23 @@ class Service:
 
         def answer(request: Any, context: Any) -> Any:
             clock = Clock()
-            status = 200
+            status, response = 200, None
             try:
                 if self._guard is not None and name == "ModelInfer":
                     self._guard.check(dict(context.invocation_metadata()).get("authorization"), "predict")
-                return handler(request, clock)
+                response = handler(request, clock)
+                return response
             except Exception as error:  # noqa: BLE001 - whatever a model raises becomes a status and a log line
                 known = error if isinstance(error, RequestError) else ModelFailed()
                 status = known.status
                 _log(name, error, known, dict(context.invocation_metadata()))
                 context.abort(getattr(grpc.StatusCode, _CODES[status]), known.text)
             finally:
-                self._worker.metrics.answered(_PROTOCOL, status, clock.arrived, perf_counter(), clock.call)
+                ended = perf_counter()
+                self._worker.metrics.answered(_PROTOCOL, status, clock.arrived, ended, clock.call)
+                if self._worker.recorder.on and name == "ModelInfer":
+                    sent = dict(context.invocation_metadata())
+                    self._record(request, response, sent, status, ended - clock.arrived)
 
         return answer
 
@@ -166,9 +174,37 @@ class Service:
         if plane is None or worker.metrics.shared.draining:
             raise not_ready(worker)
         parameters = {key: _parameter(value) for key, value in request.parameters.items()}
-        arrays = plane.inputs.match(_inputs(request))
+        arrays = plane.inputs.match(_arrays(request.inputs, request.raw_input_contents))
         result = plane.model.to_tensors(plane.predict(plane.model.parse_tensors(arrays, parameters), clock))
         return self._response(request, tensors.select(result, [output.name for output in request.outputs]))
+
+    def _record(self, request: Any, response: Any, sent: dict[str, Any], status: int, seconds: float) -> None:
+        """Record a call as the same call over HTTP would be."""
+        recorder = self._worker.recorder
+        request_id = str(sent.get("x-request-id", ""))
+        if not recorder.takes(request_id):
+            return
+        answer = b"{}"
+        if response is not None:
+            answer = _document("outputs", _arrays(response.outputs, response.raw_output_contents))
+        try:
+            asked = _document("inputs", _arrays(request.inputs, request.raw_input_contents))
+        except RequestError:
+            asked = b"{}"  # It was refused for the same reason.
+        recorder.put(
+            Record(
+                number=0,
+                id=request_id,
+                path=f"/{SERVICE}/ModelInfer",
+                status=status,
+                seconds=seconds,
+                digest=zlib.crc32(request.SerializeToString(deterministic=True)),
+                request=asked if len(asked) <= MAX_REQUEST_BYTES else b"",
+                request_type=kind(JSON, None),
+                answer=answer,
+                answer_type=kind(JSON, None),
+            )
+        )
 
     def _known(self, name: str, version: str) -> None:
         if name not in self._names or version not in ("", self._version):
@@ -212,12 +248,26 @@ def _parameter(value: Any) -> Any:
     return getattr(value, choice) if choice else None
 
 
-def _inputs(request: Any) -> list[tuple[str, Array]]:
-    raw = request.raw_input_contents
-    if raw and len(raw) != len(request.inputs):
+def _document(name: str, arrays: list[tuple[str, Array]]) -> bytes:
+    """Tensors as JSON of the Open Inference Protocol over HTTP."""
+    described = [
+        {
+            "name": each,
+            "datatype": tensors.datatype(array.dtype),
+            "shape": list(array.shape),
+            "data": tensors.to_json(array),
+        }
+        for each, array in arrays
+    ]
+    return json.dumps({name: described}).encode()
+
+
+def _arrays(items: Any, raw: Any) -> list[tuple[str, Array]]:
+    """The tensors of a request or an answer, whose values are `raw` or in the items themselves."""
+    if raw and len(raw) != len(items):
         raise BadRequest("raw_input_contents must have one part for each input")
     arrays = []
-    for at, item in enumerate(request.inputs):
+    for at, item in enumerate(items):
         shape = list(item.shape)
         if raw:
             array = tensors.from_binary(item.name, item.datatype, shape, raw[at])
