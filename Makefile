@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOCK := requirements/py311.txt
+# Processes that the tests are spread over.
+JOBS ?= 2
 # Only Python 3.11 is locked; other versions resolve the bounds of pyproject.toml.
 CONSTRAINT = $(shell $(BIN)/python -c 'import sys; print("-c $(LOCK)" if sys.version_info[:2] == (3, 11) else "")')
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -33,7 +35,7 @@ demo-check: $(VENV)/.demo ## The demo, cleaned up at its end
 	@$(BIN)/mlflow-deploy demo --no-keep
 
 test: $(VENV)/.test ## Run every test that this machine can run
-	@$(BIN)/python -m pytest -m "not benchmark" $(TESTFLAGS)
+	@$(BIN)/python -m pytest -m "not benchmark" -n $(JOBS) --dist loadgroup $(TESTFLAGS)
 
 lint: $(VENV)/.test ## ruff and mypy --strict
 	@$(BIN)/ruff check .

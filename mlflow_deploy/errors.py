@@ -262,9 +262,7 @@ class RevisionInUse(TargetError):
     mlflow_code = "INVALID_STATE"
 
     def __init__(self, name: str, revision: int, why: str, hint: str) -> None:
-        super().__init__(
-            f"Revision {revision} of deployment {name!r} cannot be removed", why=why, hint=hint
-        )
+        super().__init__(f"Revision {revision} of deployment {name!r} cannot be removed", why=why, hint=hint)
 
 
 class EndpointDeploymentNotFound(TargetError):

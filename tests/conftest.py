@@ -27,6 +27,16 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of a file in one process, and all that use the container engine in the same one.
+
+    The engine is one for all: tests that ask what is left on it must not meet each other.
+    """
+    for item in items:
+        engine = "docker" in item.path.name or {"engine", "real_engine"} & set(getattr(item, "fixturenames", ()))
+        item.add_marker(pytest.mark.xdist_group("engine" if engine else item.path.as_posix()))
+
+
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A private state folder; whatever runs in it is stopped at the end."""

@@ -87,7 +87,7 @@ def _build(native: NativeModel, method: str, dtype: str, folder: Path) -> Servab
         path=f"{SERVABLE}/{FILE}",
         feeds=tuple(_feed(column.name, column.type) for column in native.columns),
         outputs=(Output(name=name, dtype=dtype),),
-        requirements=("jpmml-evaluator[jpype]>=0.16", "pandas"),
+        requirements=("jpmml-evaluator>=0.16", "pandas"),
     )
 
 

@@ -102,7 +102,8 @@ class TensorFeeds:
             raise InvalidValue("The request has no rows")
         single = self.single
         if single is not None and not single.name:
-            value = [row[0] for row in rows] if len(rows[0]) == 1 and isinstance(rows[0][0], list) else rows
+            nested = all(len(row) == 1 and isinstance(row[0], list) for row in rows)
+            value = [row[0] for row in rows] if nested else rows
             if len(single.shape) != 2:
                 value = [row[0] if len(row) == 1 else row for row in rows]
             return self.from_arrays({"": _reshaped(value, single, len(rows))})

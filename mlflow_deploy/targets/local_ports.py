@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import zlib
 from collections.abc import Collection
 from pathlib import Path
 
@@ -28,6 +30,10 @@ class PortBook:
         """Args: folder: the target's folder, with one folder for each deployment in `deployments/`."""
         self._folder = folder
         self._deployments = folder / "deployments"
+        # Each folder begins its search elsewhere: two that look for a port at the same moment, whose servers
+        # do not listen yet, would find the same one free.
+        start = zlib.crc32(os.fsencode(folder)) % len(_RANGE)
+        self._candidates = (*_RANGE[start:], *_RANGE[:start])
 
     def port(self, name: str, label: str, host: str, wanted: int | None = None) -> int:
         """The port that a deployment has under a label; reserved at the first call.
@@ -51,7 +57,9 @@ class PortBook:
                     port for path in self._deployments.glob(f"*/{_FILE}") for port in _read(path).values()
                 }
                 if wanted is None:
-                    book[label] = free_port(host, [number for number in _RANGE if number not in taken])
+                    book[label] = free_port(
+                        host, [number for number in self._candidates if number not in taken]
+                    )
                 elif wanted in taken or not is_free(host, wanted):
                     raise PortInUse(host, wanted)
                 else:

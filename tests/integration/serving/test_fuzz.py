@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from mlflow_deploy.serving.config import parse_config
@@ -79,6 +79,7 @@ def _status(client: httpx.Client, path: str, content: bytes, **headers: str) -> 
 def test_json_bodies(clients: dict[str, httpx.Client], name: str) -> None:
     @fuzz
     @given(bodies)
+    @example({"dataframe_split": {"data": [[[]], []]}})
     def run(body: Any) -> None:
         content = json.dumps(body).encode("utf-8", "surrogatepass")
         assert _status(clients[name], "/invocations", content, **{"content-type": "application/json"}) < 500
