@@ -33,7 +33,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     The engine is one for all: tests that ask what is left on it must not meet each other.
     """
     for item in items:
-        engine = "docker" in item.path.name or {"engine", "real_engine"} & set(getattr(item, "fixturenames", ()))
+        engine = "docker" in item.path.name or {"engine", "real_engine"} & set(
+            getattr(item, "fixturenames", ())
+        )
         item.add_marker(pytest.mark.xdist_group("engine" if engine else item.path.as_posix()))
 
 
