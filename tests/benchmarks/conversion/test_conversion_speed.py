@@ -126,7 +126,6 @@ def test_int8_is_three_times_faster_than_eager_at_one_row(gains: dict[tuple[str,
     report("int8 over eager PyTorch, 1 row", int8(gains, 1), 3.0)
 
 
-@pytest.mark.xfail(not VNNI, reason="the processor has no VNNI", strict=False)
 def test_int8_is_three_times_faster_than_eager_at_64_rows(gains: dict[tuple[str, int], float]) -> None:
     report("int8 over eager PyTorch, 64 rows", int8(gains, 64), 3.0)
 
