@@ -55,11 +55,6 @@ def steps_of(spec: DeploymentSpec, stable_replicas: int = 1) -> tuple[Step, ...]
     return (*(Step(share) for share in spec.canary_steps if share < 100), everything)
 
 
-def shares_of(spec: DeploymentSpec) -> tuple[int, ...]:
-    """Percent of the requests that the candidate answers in each step; also of the only move of `recreate`."""
-    return tuple(step.share for step in steps_of(spec)) or (100,)
-
-
 def first_replicas(spec: DeploymentSpec) -> int:
     """How many replicas of the candidate are started before the first step; 0 = as its settings say."""
     return 1 if spec.strategy == "rolling" else 0

@@ -14,7 +14,7 @@ from mlflow_deploy.errors import RolloutFailed, Unsupported
 from mlflow_deploy.gateway.stats import CallStats
 from mlflow_deploy.rollout import machine, moves, recording
 from mlflow_deploy.rollout.quality import Labels, Outcomes
-from mlflow_deploy.rollout.strategies import Step, check_strategy, first_replicas, shares_of, steps_of
+from mlflow_deploy.rollout.strategies import Step, check_strategy, first_replicas, steps_of
 from mlflow_deploy.serving.recorder import Record
 from mlflow_deploy.targets.base import Capability, DeploymentRecord, RevisionRecord
 from mlflow_deploy.targets.memory import MemoryTarget
@@ -297,10 +297,10 @@ def test_interrupted_rollout_is_taken_back(stage: Stage) -> None:
 
 def test_strategies_and_what_they_need(stage: Stage) -> None:
     assert steps_of(parse_spec({})) == ()
-    assert shares_of(parse_spec({})) == (100,)
     assert steps_of(parse_spec({"strategy": "blue-green"})) == (Step(100, stable_copies=100),)
-    assert shares_of(parse_spec({"strategy": "canary", "canary_steps": "5,25,100"})) == (5, 25, 100)
-    assert shares_of(parse_spec({"strategy": "shadow"})) == (0, 100)
+    canary = steps_of(parse_spec({"strategy": "canary", "canary_steps": "5,25,100"}))
+    assert [step.share for step in canary] == [5, 25, 100]
+    assert [step.share for step in steps_of(parse_spec({"strategy": "shadow"}))] == [0, 100]
     rolling = steps_of(parse_spec({"strategy": "rolling", "replicas": "4"}), stable_replicas=4)
     assert [(step.share, step.replicas) for step in rolling] == [
         (25, (3, 1)),
