@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ class TestSealed(FlavorContract):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(shutil.which("java") is None, reason="PMML needs a Java runtime")
 class TestPmml(FlavorContract):
     @pytest.fixture(scope="class")
     @classmethod
