@@ -4,8 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOCK := requirements/py311.txt
-# Processes that the tests are spread over.
-JOBS ?= 2
+# Processes that the tests are spread over; 0 = one after the other.
+JOBS ?= 0
 # Only Python 3.11 is locked; other versions resolve the bounds of pyproject.toml.
 CONSTRAINT = $(shell $(BIN)/python -c 'import sys; print("-c $(LOCK)" if sys.version_info[:2] == (3, 11) else "")')
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check

@@ -27,17 +27,13 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """Keep the tests of a file in one process, and all that use the container engine in the same one.
 
     The engine is one for all: tests that ask what is left on it must not meet each other.
     """
-    for item in items:
-        engine = "docker" in item.path.name or {"engine", "real_engine"} & set(
-            getattr(item, "fixturenames", ())
-        )
-        item.add_marker(pytest.mark.xdist_group("engine" if engine else item.path.as_posix()))
+    engine = "docker" in item.path.name or {"engine", "real_engine"} & set(getattr(item, "fixturenames", ()))
+    item.add_marker(pytest.mark.xdist_group("engine" if engine else item.path.name))
 
 
 @pytest.fixture
