@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -86,3 +87,10 @@ def answers(url: str, rows: Any) -> bool:
     except requests.RequestException:
         return False
     return response.status_code == 200 and len(response.json()["predictions"]) == len(rows)
+
+
+def kill_all(home: Path) -> None:
+    """Kill -9 every process of a state folder; some end by themselves as soon as others are gone."""
+    for process in processes_of(home):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()

@@ -21,7 +21,7 @@ from mlflow.deployments import get_deploy_client
 from mlflow_deploy.errors import ConfigError, NothingToRollBack, RevisionNotFound, Unsupported
 from mlflow_deploy.lifecycle import release
 from mlflow_deploy.targets.local import LocalTarget
-from tests.e2e.conftest import answers, eventually, processes_of, servers_of
+from tests.e2e.conftest import answers, eventually, kill_all, processes_of, servers_of
 from tests.e2e.load import REVISION, failed, forced, load, quiet
 
 
@@ -231,8 +231,7 @@ def test_killed_gateway_and_killed_everything_come_back(
 ) -> None:
     next(p for p in processes_of(home) if "envoy" in p.name()).kill()
     eventually(lambda: answers(url, iris_rows.head(2)), 5, "an answer after kill -9 of the gateway")
-    for process in processes_of(home):
-        process.kill()
+    kill_all(home)
     eventually(lambda: not processes_of(home), 10, "all processes are gone")
     done = subprocess.run(
         [Path(sys.executable).parent / "mlflow-deploy", "up"], capture_output=True, text=True, timeout=60
