@@ -28,6 +28,7 @@ from mlflow_deploy.images.engine import (
     events,
     find_image,
     reason,
+    remove_unnamed,
     split_name,
     stands_on,
     transfer_failure,
@@ -276,14 +277,7 @@ def _proxies(spec: ImageSpec) -> dict[str, str]:
 def _sweep(engine: Engine, plan: ImagePlan, kinds: tuple[str, ...]) -> None:
     """Remove unnamed images that a build of this runtime, or on it, has left."""
     for kind in kinds:
-        wanted = [f"{labels.RUNTIME}={plan.runtime_digest}", f"{labels.KIND}={kind}"]
-        for image in engine.api.images(filters={"dangling": True, "label": wanted}):
-            try:
-                engine.api.remove_image(image["Id"])
-            except docker_errors().APIError as error:
-                # In use below another image, or gone with the one before it.
-                if error.status_code not in (404, 409):
-                    raise
+        remove_unnamed(engine, f"{labels.RUNTIME}={plan.runtime_digest}", f"{labels.KIND}={kind}")
 
 
 def _local_failure(name: str, error: OSError) -> Exception:

@@ -204,3 +204,14 @@ def _address() -> str:
         return host
     context = importlib.import_module("docker.context").ContextAPI.get_current_context()
     return str(context.Host) if context is not None and context.Host else _DEFAULT
+
+
+def remove_unnamed(engine: Engine, *wanted: str) -> None:
+    """Remove the images without a name that carry all of these labels, each given as LABEL=VALUE."""
+    for image in engine.api.images(filters={"dangling": True, "label": list(wanted)}):
+        try:
+            engine.api.remove_image(image["Id"])
+        except docker_errors().APIError as error:
+            # In use below another image, or gone with the one before it.
+            if error.status_code not in (404, 409):
+                raise

@@ -14,7 +14,15 @@ from mlflow_deploy.files import locked
 from mlflow_deploy.images import layout
 from mlflow_deploy.images import lock as locks
 from mlflow_deploy.images.context import Files, files_digest, write_tar
-from mlflow_deploy.images.engine import Engine, build_failure, ensure_base, events, find_image, reason
+from mlflow_deploy.images.engine import (
+    Engine,
+    build_failure,
+    ensure_base,
+    events,
+    find_image,
+    reason,
+    remove_unnamed,
+)
 from mlflow_deploy.images.errors import ImageNameTaken
 from mlflow_deploy.images.labels import PREFIX
 from mlflow_deploy.images.requirements import Wanted
@@ -129,22 +137,9 @@ def _build(
         except APIError as error:
             why = reason(error)
         finally:
-            _sweep(engine)
+            remove_unnamed(engine, f"{LABEL}=build")
         if why:
             raise build_failure(name, spec.base, why)
-
-
-def _sweep(engine: Engine) -> None:
-    """Remove the unnamed image of the build stage."""
-    from docker.errors import APIError
-
-    for image in engine.api.images(filters={"dangling": True, "label": f"{LABEL}=build"}):
-        try:
-            engine.api.remove_image(image["Id"])
-        except APIError as error:
-            # Another build's, which is in use or gone by now.
-            if error.status_code not in (404, 409):
-                raise
 
 
 def _own_files() -> dict[str, Path | bytes]:

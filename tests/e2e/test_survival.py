@@ -32,7 +32,7 @@ from mlflow_deploy.errors import (
 )
 from mlflow_deploy.lifecycle import release
 from mlflow_deploy.targets.local import LocalTarget
-from tests.e2e.conftest import answers, eventually, processes_of, servers_of
+from tests.e2e.conftest import answers, eventually, kill_all, processes_of, servers_of
 
 CREATE = (
     "from mlflow.deployments import get_deploy_client as g\n"
@@ -74,9 +74,7 @@ def test_killed_worker_answers_again_within_five_seconds(client: Any, home: Path
 
 def test_everything_killed_comes_back_under_the_same_address(client: Any, home: Path, iris_rows: Any) -> None:
     url = client.create_deployment("d1", "models:/iris/1")["url"]
-    for process in processes_of(home):
-        with contextlib.suppress(Exception):
-            process.kill()
+    kill_all(home)
     eventually(lambda: not processes_of(home), 10, "all processes are gone")
     assert client.get_deployment("d1")["status"] == "unavailable"
     done = subprocess.run(
