@@ -34,6 +34,7 @@ from mlflow_deploy.serving.errors import (
 from mlflow_deploy.serving.logs import logger
 from mlflow_deploy.serving.metrics import PROTOCOLS
 from mlflow_deploy.serving.recorder import Taking
+from mlflow_deploy.serving.scheduling import stand_firm
 from mlflow_deploy.serving.tuning import model_threads
 from mlflow_deploy.serving.worker import Worker
 
@@ -176,7 +177,7 @@ class App:
         self._limit = worker.settings.max_body_bytes
         self._sample = worker.settings.access_log
         self._batching = worker.settings.max_batch_size > 1
-        self._crew = Crew(model_threads(worker.settings) + 1)
+        self._crew = Crew(model_threads(worker.settings))
         self._prefix = f"{os.getpid():x}-{random.getrandbits(40):010x}-"
         self._counter = itertools.count(1)
         self._fallback = Route("", _unknown)
@@ -197,6 +198,7 @@ class App:
 
         The answer may be sent later, by another thread.
         """
+        stand_firm()
         self._answer(environ, protocol.response_bytes, wait=not self._batching)
         self._crew.finished(perf_counter())
 

@@ -25,6 +25,7 @@ from mlflow_deploy.serving.auth import Guard
 from mlflow_deploy.serving.http import App
 from mlflow_deploy.serving.logs import logger
 from mlflow_deploy.serving.protocols import admin, info, mlflow, oip
+from mlflow_deploy.serving.scheduling import give_way
 from mlflow_deploy.serving.tuning import concurrency
 from mlflow_deploy.serving.worker import Launch, Worker
 
@@ -129,6 +130,8 @@ class Place:
 def load_application(launch: Launch, place: Place) -> Callable[..., Any]:
     """Make one worker's application; runs in the worker, before it binds the port."""
     die_with_parent(signal.SIGKILL, place.parent)
+    # granian starts its threads later, from this one.
+    give_way()
     # The parent's handlers were inherited and would swallow a SIGTERM that comes while loading.
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, signal.SIG_DFL)

@@ -410,3 +410,13 @@ def test_the_log_is_json(doubles: Bundle, tmp_path: Path) -> None:
     assert line["status"] == 400
     assert line["level"] == "warning"
     assert json.dumps(line)
+
+
+def test_the_network_gives_way_to_the_threads_that_answer(doubles: Bundle, tmp_path: Path) -> None:
+    with running(doubles.path, tmp_path) as server, server.client() as client:
+        for _ in range(20):
+            assert client.post("/invocations", json=_request(doubles)).status_code == 200
+        (worker,) = workers(server)
+        policies = [os.sched_getscheduler(int(task.name)) for task in Path(f"/proc/{worker}/task").iterdir()]
+    assert os.SCHED_OTHER in policies, "the threads that have answered"
+    assert os.SCHED_BATCH in policies, "granian's own threads"
