@@ -76,6 +76,21 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def private_folder() -> Path:
+    """This user's own folder under the temporary one, for what all state folders of the machine share.
+
+    Raises:
+        OSError: it cannot be made, or somebody else could write into it.
+    """
+    folder = Path(tempfile.gettempdir()) / f"mlflow-deploy-{os.geteuid()}"
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    owner = folder.lstat()
+    if owner.st_uid != os.geteuid() or owner.st_mode & 0o077 or folder.is_symlink():
+        raise PermissionError(errno.EPERM, f"{folder} is not a private folder of this user", str(folder))
+    return folder
+
+
 class LockHeldError(Exception):
     """Another process holds the lock; `owner` is what that process wrote into it."""
 

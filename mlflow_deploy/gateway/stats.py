@@ -183,7 +183,9 @@ def _read(admin: Admin) -> dict[int, RevisionStats]:
 
 
 def _add(found: dict[int, RevisionStats], name: ClusterName, series: Mapping[str, Any]) -> None:
-    calls = _calls(series, grpc=name.grpc)
+    # Envoy throws the answers to copies away before it reads their gRPC status, so that only HTTP's counters
+    # move; what a copy failed with is seen by comparing the rows.
+    calls = _calls(series, grpc=name.grpc and not name.mirror)
     known = found.get(name.revision)
     if known is None:
         known = RevisionStats(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import json
 import tarfile
@@ -14,26 +13,24 @@ from pathlib import Path
 from typing import Any
 
 from mlflow_deploy.bundle import Bundle
-from mlflow_deploy.config import state_home
-from mlflow_deploy.errors import StateWriteFailed
-from mlflow_deploy.files import locked
 from mlflow_deploy.images import labels, layout
-from mlflow_deploy.images.context import Files, ImagePlan, model_files, plan_image, runtime_files, write_tar
+from mlflow_deploy.images.context import ImagePlan, model_files, plan_image, runtime_files
 from mlflow_deploy.images.engine import (
     Engine,
-    build_failure,
+    build_context,
+    build_lock,
     connect,
     docker_errors,
     ensure_base,
     events,
     find_image,
+    local_failure,
     reason,
-    remove_unnamed,
     split_name,
     stands_on,
     transfer_failure,
 )
-from mlflow_deploy.images.errors import EngineFailed, ImageNameTaken, ImageNotFound, NoDiskSpace
+from mlflow_deploy.images.errors import EngineFailed, ImageNameTaken, ImageNotFound
 from mlflow_deploy.images.spec import ImageSpec
 
 Progress = Callable[[str], None]
@@ -86,14 +83,16 @@ def build_image(
     with connect() as engine:
         plan = plan_image(bundle, spec, progress, refresh=refresh)
         current_image(engine, plan)
-        # Two builds of one runtime would each remove what the other leaves on its way.
-        with locked(_lock_file(plan), wait=True, owner=plan.name):
+        with build_lock(engine, plan.runtime_digest, plan.name, progress):
             runtime, runtime_reused = _ensure_runtime(engine, plan, progress, pull=pull)
             image = current_image(engine, plan)
             reused = image is not None and (runtime is None or stands_on(image, runtime))
             if not reused:
                 progress(f"Building {plan.name}")
-                image = _build(engine, plan, plan.name, model_files(plan), progress)
+                image = build_context(
+                    engine, plan.name, model_files(plan), progress,
+                    base=spec.base, left=_left(plan), stages=False, platform=spec.platform,
+                )  # fmt: skip
         assert image is not None
         base = find_image(engine, spec.base)
         return BuiltImage(
@@ -182,15 +181,6 @@ def read_sbom(engine: Engine, image: str) -> dict[str, Any]:
 # --- steps -------------------------------------------------------------------------------------------------
 
 
-def _lock_file(plan: ImagePlan) -> Path:
-    folder = state_home() / "images"
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        raise StateWriteFailed(folder, error.strerror or str(error)) from error
-    return folder / f"{plan.runtime_digest}.lock"
-
-
 def current_image(engine: Engine, plan: ImagePlan) -> Any | None:
     """The image, when it was built from this very context.
 
@@ -227,42 +217,15 @@ def _ensure_runtime(engine: Engine, plan: ImagePlan, progress: Progress, *, pull
         try:
             files = runtime_files(plan, Path(work), progress)
         except OSError as error:
-            raise _local_failure(plan.runtime, error) from error
+            raise local_failure(plan.runtime, error) from error
         progress(f"Building the runtime {plan.runtime}")
-        return _build(engine, plan, plan.runtime, files, progress), False
-
-
-def _build(engine: Engine, plan: ImagePlan, name: str, files: Files, progress: Progress) -> Any:
-    """Send a context to the engine and follow the build; removes what it leaves on its way."""
-    spec = plan.spec
-    done = False
-    try:
-        with tempfile.TemporaryFile() as archive:
-            write_tar(files, archive)
-            archive.seek(0)
-            stream = engine.api.build(
-                fileobj=archive,
-                custom_context=True,
-                tag=name,
-                rm=True,
-                forcerm=True,
-                decode=True,
-                platform=spec.platform or None,
-                # Everything a build needs is in its context; only apt has to reach out.
-                network_mode="default" if spec.system_packages else "none",
-                buildargs=_proxies(spec),
-            )
-            why = events(stream, progress)
-        if why:
-            raise build_failure(name, spec.base, why)
-        done = True
-    except docker_errors().APIError as error:
-        raise build_failure(name, spec.base, reason(error)) from error
-    except OSError as error:
-        raise _local_failure(name, error) from error
-    finally:
-        _sweep(engine, plan, ("build",) if done else ("build", "runtime"))
-    return engine.images.get(name)
+        # Everything a build needs is in its context; only apt has to reach out.
+        built = build_context(
+            engine, plan.runtime, files, progress,
+            base=spec.base, left=_left(plan), stages=True, platform=spec.platform,
+            network=bool(spec.system_packages), arguments=_proxies(spec),
+        )  # fmt: skip
+        return built, False
 
 
 def _proxies(spec: ImageSpec) -> dict[str, str]:
@@ -274,13 +237,6 @@ def _proxies(spec: ImageSpec) -> dict[str, str]:
     return {**proxies, **({"no_proxy": spec.no_proxy} if spec.no_proxy else {})}
 
 
-def _sweep(engine: Engine, plan: ImagePlan, kinds: tuple[str, ...]) -> None:
-    """Remove unnamed images that a build of this runtime, or on it, has left."""
-    for kind in kinds:
-        remove_unnamed(engine, f"{labels.RUNTIME}={plan.runtime_digest}", f"{labels.KIND}={kind}")
-
-
-def _local_failure(name: str, error: OSError) -> Exception:
-    if error.errno == errno.ENOSPC:
-        return NoDiskSpace(f"writing the build context of {name}", str(error))
-    return StateWriteFailed(f"the build context of {name}", error.strerror or str(error))
+def _left(plan: ImagePlan) -> tuple[str, ...]:
+    """The labels of what a killed build of this runtime, or on it, leaves."""
+    return (labels.KIND, f"{labels.RUNTIME}={plan.runtime_digest}")

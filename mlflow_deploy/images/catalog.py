@@ -12,7 +12,15 @@ from mlflow_deploy.bundle import Bundle
 from mlflow_deploy.images import labels
 from mlflow_deploy.images.builder import current_image, read_sbom
 from mlflow_deploy.images.context import plan_image
-from mlflow_deploy.images.engine import Engine, connect, docker_errors, find_image, reason, stands_on
+from mlflow_deploy.images.engine import (
+    Engine,
+    connect,
+    docker_errors,
+    find_image,
+    is_building,
+    reason,
+    stands_on,
+)
 from mlflow_deploy.images.errors import EngineFailed, ImageNotFound
 from mlflow_deploy.images.spec import ImageSpec
 
@@ -125,14 +133,15 @@ def prune_images(
     """Remove images that nobody needs; returns them.
 
     That is: of each model all but the newest `keep` images, runtimes that no remaining image stands on, and
-    what killed builds left. An image that a container was made from always stays.
+    what killed builds left. An image that a container was made from always stays, and so does the runtime of
+    a build that goes on.
 
     Args:
         keep: how many images of each model stay.
         dry_run: remove nothing.
         model: only images of this registered model or model URI, and their runtimes.
         needed: digests of bundles whose images stay while all others go; None = `keep` decides.
-        min_age: images of models that are younger stay.
+        min_age: images of models, and runtimes, that are younger stay.
     """
     with connect() as engine:
         if not dry_run:
@@ -150,7 +159,7 @@ def prune_images(
             ):
                 continue
             stays = status.in_use or any(stands_on(each, image) for each in staying)
-            if not stays and _is_leftover(status):
+            if not stays and _is_leftover(engine, status, min_age):
                 useless.append(status)
         if not dry_run:
             for status in useless:
@@ -184,9 +193,11 @@ def _useless_models(
     return useless
 
 
-def _is_leftover(status: ImageStatus) -> bool:
-    """Whether no build that runs now can be making it."""
-    return bool(status.names) or _age(status) > _LEFTOVER_AGE
+def _is_leftover(engine: Engine, status: ImageStatus, min_age: timedelta) -> bool:
+    """Whether no build that runs now makes it or is about to build on it."""
+    if not status.names:
+        return _age(status) > _LEFTOVER_AGE
+    return _age(status) >= min_age and not is_building(engine, status.label(labels.RUNTIME))
 
 
 def _age(status: ImageStatus) -> timedelta:

@@ -1,17 +1,25 @@
-"""The Docker engine: the connection to it, and its errors as ours."""
+"""The Docker engine: the connection to it, builds on it, and its errors as ours."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
 import importlib
 import os
+import re
 import socket
-from collections.abc import Callable, Iterable, Iterator
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from requests.exceptions import RequestException
 
-from mlflow_deploy.errors import DeployError, MissingExtra
+from mlflow_deploy.errors import DeployError, MissingExtra, StateWriteFailed
+from mlflow_deploy.files import LockHeldError, locked, private_folder
+from mlflow_deploy.images.context import Files, write_tar
 from mlflow_deploy.images.errors import (
     BaseImageNotFound,
     BaseImageUnsuitable,
@@ -35,6 +43,9 @@ _DEFAULT = "unix:///var/run/docker.sock"
 _TIMEOUT_SECONDS = 3600
 _FULL = "no space left on device"
 _NOISE = ("--->", "Removing intermediate ", "Successfully ")
+_MADE = re.compile(r"---> ([0-9a-f]{12,64})")
+# Longer than any build: what is older was left by one that was killed.
+_LEFT_SECONDS = 24 * 3600
 
 
 @contextlib.contextmanager
@@ -206,12 +217,180 @@ def _address() -> str:
     return str(context.Host) if context is not None and context.Host else _DEFAULT
 
 
-def remove_unnamed(engine: Engine, *wanted: str) -> None:
-    """Remove the images without a name that carry all of these labels, each given as LABEL=VALUE."""
-    for image in engine.api.images(filters={"dangling": True, "label": list(wanted)}):
+# --- builds ------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def build_lock(engine: Engine, key: str, what: str, progress: Progress) -> Iterator[None]:
+    """Let one build of a key at a time run on the engine from this machine, whatever the state folder.
+
+    Whoever waited finds what the other one has made. Builds from other machines and users do not wait; they
+    do no harm to each other, and only do the work twice.
+
+    Args:
+        key: digest of what is built.
+        what: the image's name, for those who wait.
+
+    Raises:
+        StateWriteFailed: the lock cannot be taken.
+    """
+    with contextlib.ExitStack() as stack:
+        path = _lock_file(engine, key)
         try:
-            engine.api.remove_image(image["Id"])
-        except docker_errors().APIError as error:
-            # In use below another image, or gone with the one before it.
-            if error.status_code not in (404, 409):
-                raise
+            stack.enter_context(locked(path, wait=False, owner=what))
+        except LockHeldError as held:
+            progress(f"Waiting for another command that builds {held.owner}")
+            stack.enter_context(locked(path, wait=True, owner=what))
+        except OSError as error:
+            raise StateWriteFailed(path, error.strerror or str(error)) from error
+        yield
+
+
+def is_building(engine: Engine, key: str) -> bool:
+    """Whether a command of this user on this machine holds the lock of a key."""
+    try:
+        with locked(_lock_file(engine, key), wait=False):
+            return False
+    except LockHeldError:
+        return True
+
+
+def build_context(
+    engine: Engine,
+    name: str,
+    files: Files,
+    progress: Progress,
+    *,
+    base: str,
+    left: Sequence[str],
+    stages: bool,
+    platform: str = "",
+    network: bool = False,
+    arguments: Mapping[str, str] | None = None,
+) -> Any:
+    """Send a context to the engine and follow the build; returns the image.
+
+    Leaves nothing unnamed of its own, and nothing of builds that were killed more than a day ago. It removes
+    nothing that another build could be using, so that builds may meet on an engine.
+
+    Args:
+        name: `repository:tag` that the image gets. When another build of the same has got there first, its
+            image is the result and this one's is removed.
+        base: image that the Dockerfile begins with, for the message of an error.
+        left: labels, each as LABEL or LABEL=VALUE, of what killed builds of the same leave.
+        stages: the Dockerfile has stages that are thrown away. These are not taken from the engine's cache,
+            out of which the build that made them would remove them.
+        network: the build may reach out.
+        arguments: values that Docker keeps out of the history.
+
+    Raises:
+        BuildFailed: a step failed.
+        NoDiskSpace: here or on the engine.
+    """
+    before = find_image(engine, name)
+    build = _Build()
+    try:
+        with tempfile.TemporaryFile() as archive:
+            try:
+                write_tar(files, archive)
+                archive.seek(0)
+            except OSError as error:
+                raise local_failure(name, error) from error
+            stream = engine.api.build(
+                fileobj=archive,
+                custom_context=True,
+                nocache=stages,
+                rm=True,
+                forcerm=True,
+                decode=True,
+                platform=platform or None,
+                network_mode="default" if network else "none",
+                buildargs=dict(arguments or {}),
+            )
+            why = events(build.follow(stream), progress)
+        if why or not build.image:
+            raise build_failure(name, base, why or "the engine names no image that came of it")
+        _give_name(engine, name, build.image, before)
+    except docker_errors().APIError as error:
+        raise build_failure(name, base, reason(error)) from error
+    finally:
+        _remove_steps(engine, build.steps)
+        _remove_left(engine, left)
+    return engine.images.get(name)
+
+
+def local_failure(name: str, error: OSError) -> DeployError:
+    """The error for a build context that cannot be written on this machine."""
+    if error.errno == errno.ENOSPC:
+        return NoDiskSpace(f"writing the build context of {name}", str(error))
+    return StateWriteFailed(f"the build context of {name}", error.strerror or str(error))
+
+
+class _Build:
+    """What a build makes, read from the engine's answer.
+
+    Attributes:
+        steps: ids of the images that it made itself, oldest first; none that came from the cache.
+        image: id of the last stage's image; empty until it is done.
+    """
+
+    def __init__(self) -> None:
+        self.steps: list[str] = []
+        self.image = ""
+
+    def follow(self, stream: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Pass the events on and note what they tell."""
+        own = False
+        for event in stream:
+            text = str(event.get("stream") or "").strip()
+            if text.startswith("Step "):
+                own = " : FROM " not in text
+            elif text == "---> Using cache":
+                own = False
+            elif own and (match := _MADE.fullmatch(text)):
+                self.steps.append(match[1])
+            self.image = str((event.get("aux") or {}).get("ID", self.image))
+            yield event
+
+
+def _give_name(engine: Engine, name: str, image: str, before: Any | None) -> None:
+    """Name an image, unless another build of the same has taken the name since `before` was found."""
+    now = find_image(engine, name)
+    built = engine.images.get(image)
+    if now is None or now.id == getattr(before, "id", None) or now.labels != built.labels:
+        engine.api.tag(image, *split_name(name))
+
+
+def _remove_steps(engine: Engine, steps: Sequence[str]) -> None:
+    """Remove the images of a build's steps that nothing stands on and that have no name."""
+    for step in reversed(steps):
+        image = find_image(engine, step)
+        if image is not None and not image.tags:
+            # What is below may be a step of another build, so it is not to go along.
+            _remove_unless_needed(engine, image.id, keep_below=True)
+
+
+def _remove_left(engine: Engine, wanted: Sequence[str]) -> None:
+    """Remove the images without a name that carry all of these labels and are too old to be a build's."""
+    for image in engine.api.images(filters={"dangling": True, "label": list(wanted)}):
+        if time.time() - image["Created"] > _LEFT_SECONDS:
+            _remove_unless_needed(engine, image["Id"], keep_below=False)
+
+
+def _remove_unless_needed(engine: Engine, image: str, *, keep_below: bool) -> None:
+    try:
+        engine.api.remove_image(image, noprune=keep_below)
+    except docker_errors().APIError as error:
+        # In use below another image or by a container, or gone with the one before it.
+        if error.status_code not in (404, 409):
+            raise
+
+
+def _lock_file(engine: Engine, key: str) -> Path:
+    """The lock of builds of a key on this engine, by whatever address it is reached."""
+    where = str(engine.api.info().get("ID") or _address())
+    name = f"build-{hashlib.sha256(f'{where} {key}'.encode()).hexdigest()[:32]}.lock"
+    try:
+        return private_folder() / name
+    except OSError as error:
+        raise StateWriteFailed(f"the lock {name}", error.strerror or str(error)) from error

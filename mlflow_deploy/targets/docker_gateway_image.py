@@ -8,20 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import mlflow_deploy
-from mlflow_deploy.config import state_home
-from mlflow_deploy.errors import StateWriteFailed
-from mlflow_deploy.files import locked
 from mlflow_deploy.images import layout
 from mlflow_deploy.images import lock as locks
-from mlflow_deploy.images.context import Files, files_digest, write_tar
+from mlflow_deploy.images.context import Files, files_digest
 from mlflow_deploy.images.engine import (
     Engine,
-    build_failure,
+    build_context,
+    build_lock,
     ensure_base,
-    events,
     find_image,
-    reason,
-    remove_unnamed,
+    local_failure,
 )
 from mlflow_deploy.images.errors import ImageNameTaken
 from mlflow_deploy.images.labels import PREFIX
@@ -90,15 +86,12 @@ def ensure_gateway_image(engine: Engine, spec: ImageSpec, progress: Progress) ->
     )
     files = {**_own_files(), "Dockerfile": dockerfile.encode(), "requirements.lock": lock.text.encode()}
     name = f"{REPOSITORY}:{files_digest(files)[7:19]}"
-    folder = state_home() / "images"
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with locked(folder / "gateway.lock", wait=True, owner=name):
-            if not _exists(engine, name):
-                ensure_base(engine, spec.base, spec.platform, progress, newer=False)
-                _build(engine, name, files, lock, spec, progress)
-    except OSError as error:
-        raise StateWriteFailed(folder, error.strerror or str(error)) from error
+    if _exists(engine, name):
+        return name
+    with build_lock(engine, name, name, progress):
+        if not _exists(engine, name):
+            ensure_base(engine, spec.base, spec.platform, progress, newer=False)
+            _build(engine, name, files, lock, spec, progress)
     return name
 
 
@@ -112,34 +105,18 @@ def _exists(engine: Engine, name: str) -> bool:
 def _build(
     engine: Engine, name: str, files: Files, lock: locks.Lock, spec: ImageSpec, progress: Progress
 ) -> None:
-    from docker.errors import APIError
-
-    with tempfile.TemporaryDirectory(prefix="mlflow-deploy-") as work, tempfile.TemporaryFile() as archive:
+    with tempfile.TemporaryDirectory(prefix="mlflow-deploy-") as work:
         wheels = Path(work) / "wheels"
-        requirements = locks.fetch(lock, wheels, spec, progress)
+        try:
+            requirements = locks.fetch(lock, wheels, spec, progress)
+        except OSError as error:
+            raise local_failure(name, error) from error
         content: dict[str, Path | bytes] = {**files, "requirements.txt": requirements.encode()}
         content |= {f"wheels/{wheel.name}": wheel for wheel in wheels.iterdir()}
-        write_tar(content, archive)
-        archive.seek(0)
         progress(f"Building the gateway's image {name}")
-        try:
-            stream = engine.api.build(
-                fileobj=archive,
-                custom_context=True,
-                tag=name,
-                rm=True,
-                forcerm=True,
-                decode=True,
-                platform=spec.platform or None,
-                network_mode="none",
-            )
-            why = events(stream, progress)
-        except APIError as error:
-            why = reason(error)
-        finally:
-            remove_unnamed(engine, f"{LABEL}=build")
-        if why:
-            raise build_failure(name, spec.base, why)
+        build_context(
+            engine, name, content, progress, base=spec.base, left=[LABEL], stages=True, platform=spec.platform
+        )
 
 
 def _own_files() -> dict[str, Path | bytes]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -91,6 +93,65 @@ def test_life_of_a_deployment_behind_a_gateway(client: Any, engine: Any, iris_ro
     assert again["RestartCount"] == 1
     stats = DockerTarget().stats(DockerTarget().require("flights"))
     assert stats[1].server_errors == 0
+    client.delete_deployment("flights")
+    assert things(engine, SPACE) == []
+
+
+GRPC_LOAD = """
+import collections, json, select, sys
+import numpy as np
+import tritonclient.grpc as triton
+client, asked, seen = triton.InferenceServerClient(sys.argv[1]), [], collections.Counter()
+for each in client.get_model_metadata("flights").inputs:
+    asked.append(triton.InferInput(each.name, [1] * len(each.shape), each.datatype))
+    asked[-1].set_data_from_numpy(np.ones([1] * len(each.shape)))
+while not select.select([sys.stdin], [], [], 0.02)[0]:
+    try:
+        seen["version " + client.infer("flights", asked).get_response().model_version] += 1
+    except triton.InferenceServerException as error:
+        seen[str(error)] += 1
+print(json.dumps(seen))
+"""
+
+
+@contextlib.contextmanager
+def grpc_load(address: str) -> Iterator[dict[str, int]]:
+    """Ask by gRPC until the block ends; what came of it, by version or error, is filled in then."""
+    command = [sys.executable, "-c", GRPC_LOAD, address]
+    seen: dict[str, int] = {}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield seen
+            seen |= json.loads(process.communicate("\n", timeout=30)[0])
+        finally:
+            process.kill()
+
+
+@pytest.mark.slow
+def test_rolling_and_shadow_lose_nothing_by_http_and_by_grpc(
+    client: Any, engine: Any, iris_rows: Any
+) -> None:
+    config = {"replicas": "2", "serving.grpc": "true", "step_seconds": "1", "step_requests": "50"}
+    # Other programs share the cores of a test machine.
+    config |= {"analysis.max_latency_ratio": "10"}
+    made = client.create_deployment("flights", "models:/iris/1", config=config)
+    with load(made["url"], iris_rows, rate=50) as seen:
+        rolled = client.update_deployment("flights", "models:/iris/2", config={"strategy": "rolling"})
+        before = seen["r2"]
+        eventually(lambda: seen["r2"] > before + 20, 20, "answers of revision 2")
+    print(f"rolling: {dict(seen)}")
+    assert failed(seen) == {}
+    assert [event["share"] for event in rolled["rollout"]["events"]] == [50, 100]
+    # The same model again, so that every answer has to be the same.
+    with load(made["url"], iris_rows, rate=50) as seen, grpc_load(made["grpc"]) as called:
+        shadowed = client.update_deployment("flights", "models:/iris/2", config={"strategy": "shadow"})
+    report = shadowed["rollout"]["shadow"]
+    print(f"shadow: {dict(seen)}, by gRPC {called}, {report}")
+    assert failed(seen) == {}
+    assert set(called) == {"version 2"}
+    assert [event["share"] for event in shadowed["rollout"]["events"]] == [0, 100]
+    assert report["requests"] >= 50
+    assert report["different"] == 0
     client.delete_deployment("flights")
     assert things(engine, SPACE) == []
 

@@ -134,7 +134,7 @@ def test_grpc_is_mirrored(tmp_path: Path, toys: list[Toy]) -> None:
             for number in range(20):
                 assert call(gateway.port, f"{number}".encode()) == ("g-one", "1")
             wait_for(lambda: len(seen) == 20)
-            wait_for(lambda: gateway.gateway.stats()[2].mirrored.active == 0)
+            wait_for(lambda: gateway.gateway.stats()[2].mirrored.requests == 20)
             assert gateway.gateway.stats()[1].served.requests == 20
 
 

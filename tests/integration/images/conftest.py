@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import subprocess
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +17,7 @@ import pytest
 from mlflow_deploy.bundle import Bundle
 from mlflow_deploy.images import labels
 from mlflow_deploy.images.builder import BuiltImage, build_image
-from mlflow_deploy.images.engine import docker_errors, find_image
+from mlflow_deploy.images.engine import connect, docker_errors, find_image
 from mlflow_deploy.images.spec import ImageSpec, parse_image_spec
 from tests.engine import BASE
 from tests.integration.images.bundles import adder, sklearn_model
@@ -57,6 +60,45 @@ def _remove_images(client: Any) -> None:
                 refusals.append(f"{image.tags or image.id}: {error.explanation}")
         if len(refusals) - before == len(images):
             raise AssertionError(f"images of the tests cannot be removed: {refusals[before:]}")
+
+
+@pytest.fixture
+def small_engine(tmp_path: Path, engine: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A second real engine whose disk has room for the base image and little more."""
+    if os.geteuid() != 0 or shutil.which("dockerd") is None:
+        pytest.skip("a second engine needs root and dockerd on this machine")
+    data = tmp_path / "data"
+    data.mkdir()
+    # Loading an image takes its size twice.
+    size = 2 * engine.images.get(BASE).attrs["Size"] + 90_000_000
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(data)], check=True)
+    # In a network of its own: `--bridge none` would remove the bridge of the engine that the machine has.
+    command = ["unshare", "--net", "dockerd", "-H", f"unix://{tmp_path}/small.sock", "--bridge", "none"]
+    command += [
+        "--data-root",
+        str(data),
+        "--exec-root",
+        str(tmp_path / "exec"),
+        "--pidfile",
+        str(tmp_path / "pid"),
+        "--iptables=false",
+    ]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/small.sock")
+        until = time.monotonic() + 30
+        while not (tmp_path / "small.sock").exists():
+            assert process.poll() is None, (tmp_path / "log").read_text()[-2000:]
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        with connect() as small:
+            small.images.load(engine.images.get(BASE).save(named=BASE))
+            yield small
+    finally:
+        process.terminate()
+        process.wait(30)
+        subprocess.run(["umount", "-l", str(data)], check=False)
 
 
 @pytest.fixture(scope="session", autouse=True)

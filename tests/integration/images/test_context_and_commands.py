@@ -13,14 +13,17 @@ from click.testing import CliRunner, Result
 
 from mlflow_deploy.bundle import Bundle
 from mlflow_deploy.cli.image import image as command
+from mlflow_deploy.cli.prune import prune
 from mlflow_deploy.errors import DeployError
 from mlflow_deploy.images import labels
 from mlflow_deploy.images.builder import BuiltImage
 from mlflow_deploy.images.catalog import list_images, prune_images
 from mlflow_deploy.images.context import plan_image, write_context, write_tar
+from mlflow_deploy.images.engine import find_image
 from tests.integration.images.bundles import MODEL, adder
 from tests.integration.images.conftest import BASE, MARK, TEST_LABEL, build, make_spec
 from tests.integration.images.running import started
+from tests.integration.images.test_faults import small_lock
 
 SETTINGS = ["-C", f"base_image={BASE}", "-C", "torch_index=", "-C", f"labels={TEST_LABEL}={MARK}"]
 
@@ -113,3 +116,29 @@ def test_prune_keeps_the_newest_and_what_is_in_use(
         removed = json.loads(run("prune", f"models:/{MODEL}/5", "--keep", "0", "--json").output)
     assert [status["id"] for status in removed] == [newest.id]
     assert newest.id not in {status.id for status in list_images()}
+
+
+@pytest.mark.slow
+def test_prune_removes_all_images_that_no_deployment_refers_to(
+    small_engine: Any, onnx_bundle: Bundle, tmp_path: Path
+) -> None:
+    """On an engine of its own: the command is about all images of an engine."""
+    built = build(onnx_bundle, **small_lock(tmp_path))
+
+    def pruned(*options: str) -> dict[str, Any]:
+        result = CliRunner().invoke(prune, ["-t", "docker", "--images", "--json", *options])
+        assert result.exit_code == 0, result.output
+        answer: dict[str, Any] = json.loads(result.stdout)
+        return answer
+
+    # The image is too young to be surely useless.
+    assert pruned("--yes")["orphans"] == []
+    shown = pruned("--older-than", "0")
+    assert [(each["kind"], each["name"]) for each in shown["orphans"]] == [
+        ("image", built.name),
+        ("image", built.runtime),
+    ]
+    assert len(small_engine.images.list(filters={"label": labels.KIND})) == 2
+    assert pruned("--older-than", "0", "--yes") == {**shown, "removed": True}
+    assert small_engine.api.images(filters={"label": labels.KIND}) == []
+    assert find_image(small_engine, BASE) is not None

@@ -30,7 +30,6 @@ from mlflow_deploy.files import sha256_file
 from mlflow_deploy.images import labels
 from mlflow_deploy.images.builder import BuiltImage, build_image, pull_image, push_image
 from mlflow_deploy.images.context import plan_image
-from mlflow_deploy.images.engine import connect
 from mlflow_deploy.images.errors import (
     BaseImageNotFound,
     BaseImageUnsuitable,
@@ -329,45 +328,6 @@ def test_no_secret_is_in_any_layer_or_the_history(
 
 
 # --- a full disk -------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def small_engine(tmp_path: Path, engine: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A second real engine whose disk has room for the base image and little more."""
-    if os.geteuid() != 0 or shutil.which("dockerd") is None:
-        pytest.skip("a second engine needs root and dockerd on this machine")
-    data = tmp_path / "data"
-    data.mkdir()
-    # Loading an image takes its size twice.
-    size = 2 * engine.images.get(BASE).attrs["Size"] + 90_000_000
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(data)], check=True)
-    # In a network of its own: `--bridge none` would remove the bridge of the engine that the machine has.
-    command = ["unshare", "--net", "dockerd", "-H", f"unix://{tmp_path}/small.sock", "--bridge", "none"]
-    command += [
-        "--data-root",
-        str(data),
-        "--exec-root",
-        str(tmp_path / "exec"),
-        "--pidfile",
-        str(tmp_path / "pid"),
-        "--iptables=false",
-    ]
-    with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-    try:
-        monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/small.sock")
-        until = time.monotonic() + 30
-        while not (tmp_path / "small.sock").exists():
-            assert process.poll() is None, (tmp_path / "log").read_text()[-2000:]
-            assert time.monotonic() < until
-            time.sleep(0.1)
-        with connect() as small:
-            small.images.load(engine.images.get(BASE).save(named=BASE))
-            yield small
-    finally:
-        process.terminate()
-        process.wait(30)
-        subprocess.run(["umount", "-l", str(data)], check=False)
 
 
 @pytest.mark.slow
