@@ -68,6 +68,8 @@ def edge_datasets(native: NativeModel, base: Rows) -> Iterator[Dataset]:
             yield replace(dataset, rows=table.rows(cast("pd.DataFrame", dataset.rows)))
         for name, rows in tensor_edges.other_sizes(native, base):
             yield Dataset(name, rows)
+        for name, rows in tensor_edges.whole_numbers(native, base, rng):
+            yield Dataset(name, rows, strict=name == tensor_edges.OUTSIDE_RANGE)
         if native.rows_at_once is None:
             yield Dataset("large batch", tensor_edges.large_batch(base, rng))
         return

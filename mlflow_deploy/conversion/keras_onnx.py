@@ -15,6 +15,7 @@ from mlflow_deploy.conversion import networks, tf_graph
 from mlflow_deploy.conversion.answers import Answer
 from mlflow_deploy.conversion.base import Candidate, Capability
 from mlflow_deploy.conversion.graph import finish
+from mlflow_deploy.conversion.indices import has_whole_numbers, refuse_negative
 from mlflow_deploy.conversion.limits import with_finite
 from mlflow_deploy.conversion.native import NativeModel
 
@@ -34,11 +35,13 @@ def refuse(native: NativeModel) -> str:
 
 
 def candidates(native: NativeModel, answer: Answer) -> Iterator[Candidate]:
-    """The one graph."""
+    """The graph; of a model of whole numbers next the one that refuses negative indices."""
     yield from with_finite("float32", partial(_build, native, answer))
+    if has_whole_numbers(native):
+        yield from with_finite("float32, indices checked", partial(_build, native, answer, guarded=True))
 
 
-def _build(native: NativeModel, answer: Answer, folder: Path) -> Servable:
+def _build(native: NativeModel, answer: Answer, folder: Path, *, guarded: bool = False) -> Servable:
     frozen = tf_graph.freeze(native, answer)
     _add_missing_operators()
     with tf_graph.quiet():
@@ -50,6 +53,8 @@ def _build(native: NativeModel, answer: Answer, folder: Path) -> Servable:
         )
     _plain_names(model)
     _refuse_unknown(model)
+    if guarded:
+        refuse_negative(model)
     (folder / FILE).write_bytes(finish(model, frozen.outputs))
     return Servable(
         kind="onnx",

@@ -63,7 +63,7 @@ def within(reference: Reference, feeds: Sequence[Feed]) -> Reference:
     truth = None if reference.dataset.truth is None else reference.dataset.truth[keep]
     dataset = replace(reference.dataset, rows=take(rows, keep), truth=truth)
     refused = reference.refused + count(rows) - len(keep)
-    return Reference(dataset=dataset, answers=reference.answers.take(good), refused=refused)
+    return replace(reference, dataset=dataset, answers=reference.answers.take(good), refused=refused)
 
 
 def _all_finite(feed: Feed, rows: Rows) -> Array:

@@ -38,6 +38,7 @@ class Dataset:
         gating: a difference rejects the servable; otherwise it is only reported.
         single: send the rows one by one, not as a batch.
         truth: the true answer of each row, for the change of the metric.
+        strict: what the native model raises on, the servable must raise on too.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Dataset:
     gating: bool = True
     single: bool = False
     truth: Array | None = None
+    strict: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Reference:
         tied: for answers with labels, a table of the classes that share the highest probability in each row:
             none of them is the right one. None where no probabilities are known.
         classes: what the columns of `tied` stand for.
+        raised: of a strict data set, the rows that the native model raised on.
     """
 
     dataset: Dataset
@@ -65,6 +68,7 @@ class Reference:
     refused: int
     tied: Array | None = None
     classes: Array | None = None
+    raised: Rows | None = None
 
 
 TIE = 1e-6
@@ -84,6 +88,7 @@ def refer(native: NativeModel, dataset: Dataset) -> Reference:
         dataset = replace(dataset, single=True)
     rows = dataset.rows
     keep, parts = _answer(native, rows, list(range(count(rows))), dataset.single)
+    raised = take(rows, sorted(set(range(count(rows))).difference(keep))) if dataset.strict else None
     answers = concatenate(parts)
     usable = _answered(answers, len(keep))
     if not usable.all():
@@ -91,7 +96,7 @@ def refer(native: NativeModel, dataset: Dataset) -> Reference:
         answers = answers.take(usable)
     truth = None if dataset.truth is None else dataset.truth[keep]
     kept = replace(dataset, rows=take(rows, keep), truth=truth)
-    return Reference(dataset=kept, answers=answers, refused=count(rows) - len(keep))
+    return Reference(dataset=kept, answers=answers, refused=count(rows) - len(keep), raised=raised)
 
 
 def with_ties(reference: Reference, behind: Reference, classes: Array | None) -> Reference:
@@ -182,6 +187,11 @@ def _compare(
 ) -> tuple[DatasetParity, list[WorstRow]]:
     dataset, native = reference.dataset, reference.answers
     rows = count(dataset.rows)
+    if bold := _answers_refused(runner, reference):
+        failed = DatasetParity(
+            dataset.name, rows, reference.refused, None, None, 1.0, 0.0, dataset.gating, False, bold
+        )
+        return failed, []
     if rows == 0:
         empty = DatasetParity(dataset.name, 0, reference.refused, None, None, 0.0, None, dataset.gating, True)
         return empty, []
@@ -224,6 +234,21 @@ def _compare(
         **scored,
     )
     return result, _worst(dataset, native, served, distances, wrong)
+
+
+def _answers_refused(runner: Runner, reference: Reference) -> str:
+    """What to say of a servable that answers rows which the native model raises on, or the empty string."""
+    raised = reference.raised
+    if raised is None:
+        return ""
+    answered = []
+    for row in range(count(raised)):
+        try:
+            runner.run(take(raised, [row]))
+        except Exception:  # noqa: BLE001, S112 - whatever it raises, it refuses the row as the native model does
+            continue
+        answered.append(row)
+    return f"it answers {len(answered)} rows that the native model refuses" if answered else ""
 
 
 @dataclass(frozen=True)

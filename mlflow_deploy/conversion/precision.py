@@ -18,6 +18,7 @@ from mlflow_deploy.conversion.feeds import Array, build_feeds
 from mlflow_deploy.conversion.native import NativeModel
 from mlflow_deploy.conversion.rows import count, take
 from mlflow_deploy.conversion.runners import open_graph
+from mlflow_deploy.conversion.tensor_edges import OUTSIDE_RANGE
 from mlflow_deploy.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ _BATCH = 32
 CLEARLY = 1.05
 """How many times faster a precision must be than a higher one to be preferred by `auto`."""
 
-_BEYOND_RANGE = ("outliers", "values known to the model")
+_BEYOND_RANGE = ("outliers", "values known to the model", OUTSIDE_RANGE)
 """Data sets with numbers beyond those that int8 is calibrated for: it saturates there, which is reported."""
 
 _CALIBRATION = ("validation rows", "input example", "rows invented from the signature")

@@ -22,6 +22,13 @@ BATCH = 4096
 LARGEST = 2**24
 """How many numbers the large batch holds at most."""
 
+INSIDE = 64
+"""Rows with whole numbers drawn from between the seen ones."""
+
+INSIDE_RANGE = "whole numbers inside the seen range"
+OUTSIDE_RANGE = "whole numbers outside the seen range"
+"""Rows that a servable must refuse where the native model does: a runtime may count an index from the end."""
+
 SOURCE = "row"
 """Column of the table that says which row each varied row came from."""
 
@@ -123,6 +130,42 @@ def other_sizes(native: NativeModel, base: Mapping[str, Array]) -> Iterator[tupl
                 half = max(1, few[tensor.name].shape[axis] // 2)
                 cut[tensor.name] = np.take(few[tensor.name], range(half), axis=axis)
         yield f"half the size of dimension {axis}", cut
+
+
+def whole_numbers(
+    native: NativeModel, base: Mapping[str, Array], rng: np.random.Generator
+) -> Iterator[tuple[str, dict[str, Array]]]:
+    """Rows whose whole numbers, such as tokens, are any between the seen ones, and rows just beyond."""
+    kinds = [tensor.name for tensor in native.tensors if tensor.dtype in ("int32", "int64")]
+    kinds = [name for name in kinds if base[name].size]
+    if not kinds or native.rows_at_once not in (None, 1):
+        return
+    source = rng.integers(0, count(base), INSIDE)
+    inside = {name: array[source].copy() for name, array in base.items()}
+    for name in kinds:
+        array = base[name]
+        drawn = rng.integers(int(array.min()), int(array.max()) + 1, inside[name].shape)
+        inside[name] = drawn.astype(array.dtype)
+    yield INSIDE_RANGE, inside
+    changes = [
+        (name, position, value)
+        for name in kinds
+        for position in sorted({0, base[name][:1].size - 1})
+        for value in _beyond(base[name])
+    ]
+    if not changes:
+        return
+    outside = {name: array[np.arange(len(changes)) % count(base)].copy() for name, array in base.items()}
+    for row, (name, position, value) in enumerate(changes):
+        outside[name][row].reshape(-1)[position] = value
+    yield OUTSIDE_RANGE, outside
+
+
+def _beyond(array: Array) -> list[int]:
+    """Whole numbers outside those of an array, as a table of that many rows would not have them."""
+    low, high, limits = int(array.min()), int(array.max()), np.iinfo(array.dtype)
+    near = {-1, low - 1, -high - 2, high + 1, 2**31 - 1, -(2**31)}
+    return sorted(value for value in near if not low <= value <= high and limits.min <= value <= limits.max)
 
 
 def invent_tensors(

@@ -14,6 +14,7 @@ from mlflow_deploy.conversion import networks, torch_model
 from mlflow_deploy.conversion.answers import Answer
 from mlflow_deploy.conversion.base import Candidate, Capability
 from mlflow_deploy.conversion.graph import finish
+from mlflow_deploy.conversion.indices import has_whole_numbers, refuse_negative
 from mlflow_deploy.conversion.limits import with_finite
 from mlflow_deploy.conversion.native import NativeModel
 
@@ -36,11 +37,13 @@ def refuse(native: NativeModel) -> str:
 
 
 def candidates(native: NativeModel, answer: Answer) -> Iterator[Candidate]:
-    """The one graph."""
+    """The graph; of a model of whole numbers first the one that refuses negative indices, as embeddings do."""
+    if has_whole_numbers(native):
+        yield from with_finite("float32, indices checked", partial(_build, native, answer, guarded=True))
     yield from with_finite("float32", partial(_build, native, answer))
 
 
-def _build(native: NativeModel, answer: Answer, folder: Path) -> Servable:
+def _build(native: NativeModel, answer: Answer, folder: Path, *, guarded: bool = False) -> Servable:
     program = torch_model.export(native, answer)
     graph = networks.inputs(native)
     names = tuple(f"output_{index}" for index in range(len(answer.arrays)))
@@ -54,7 +57,11 @@ def _build(native: NativeModel, answer: Answer, folder: Path) -> Servable:
             verbose=False,
         )
     assert exported is not None
-    (folder / FILE).write_bytes(finish(exported.model_proto, names))
+    # Each access makes a new one.
+    model = exported.model_proto
+    if guarded:
+        refuse_negative(model)
+    (folder / FILE).write_bytes(finish(model, names))
     return Servable(
         kind="onnx",
         path=f"{SERVABLE}/{FILE}",

@@ -101,7 +101,8 @@ def save_torch(
 
     model.train(train)
     with torch.no_grad():
-        given = np.array(rows, dtype=np.float32)
+        whole = isinstance(rows, np.ndarray) and rows.dtype.kind == "i"
+        given = np.array(rows, dtype=rows.dtype if whole else np.float32)
         answer = model(torch.from_numpy(given)).numpy()
     if not isinstance(rows, np.ndarray):
         import pandas as pd

@@ -77,6 +77,12 @@ def test_train_and_monitor_are_entry_points_of_the_repository(laptop: Laptop) ->
     assert laptop.runs()[0].data.tags["drift"] == "alert"
 
 
+def test_the_keras_project_runs(laptop: Laptop) -> None:
+    output = laptop.run(ROOT / "projects" / "wine_keras", "-P", "epochs=20")
+    assert all(f"{form}: models:/" in output for form in ("savedmodel", "onnx", "tflite"))
+    assert {run.info.status for run in laptop.runs()} == {"FINISHED"}
+
+
 def test_main_walks_the_whole_path_and_cleans_up(laptop: Laptop) -> None:
     output = laptop.run(ROOT, "-e", "main", "-P", "max_iter=20", "-P", "traffic_rows=200")
     assert "Answered 200 flights" in output

@@ -106,6 +106,17 @@ def test_a_tensor_has_numbered_columns() -> None:
         assert native.as_input(dataset.rows).shape == (count(dataset.rows), 3)
 
 
+def test_whole_numbers_are_tried_inside_and_just_outside_what_was_seen() -> None:
+    native = model(columns=(), tensors=(Tensor("int64", (-1, 3)),))
+    tokens = np.array([[2, 3, 9], [5, 9, 2]])
+    made = {item.name: item for item in edge_datasets(native, {"": tokens})}
+    inside, outside = (made[f"whole numbers {where} the seen range"] for where in ("inside", "outside"))
+    assert set(inside.rows[""].flat) == set(range(2, 10))
+    assert outside.strict
+    assert {-1, 1, 10, -11, 2**31 - 1} <= set(outside.rows[""].flat)
+    assert all(((row < 2) | (row > 9)).sum() == 1 for row in outside.rows[""])
+
+
 def test_rows_can_be_invented_from_the_signature() -> None:
     rows = invent(model(hints={"name": ("a",)}))
     assert set(rows["name"]) == {"a"}

@@ -86,7 +86,7 @@ def test_int8_answers_nearly_the_same_from_a_third_of_the_bytes(tmp_path: Path) 
         assert 0 < error < 0.05 * np.abs(expected).max(), candidate.label
         stored = onnx.load(str(tmp_path / "model.onnx")).graph.initializer
         assert {item.data_type for item in stored if len(item.dims) == 2} == {TensorProto.INT8}
-    assert labels == ["int8 static", "int8 dynamic"]
+    assert labels == ["int8 static", "int8 static per tensor", "int8 dynamic"]
 
 
 def test_weights_keep_seven_bits_so_that_products_never_overflow(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_dynamic_scales_are_never_used_on_convolutions(tmp_path: Path) -> None:
 
 
 def test_dynamic_scales_depend_on_the_batch_so_requests_are_not_mixed(tmp_path: Path) -> None:
-    static, dynamic = precision_onnx.candidates(source(write(tmp_path)), "int8")
+    static, _, dynamic = precision_onnx.candidates(source(write(tmp_path)), "int8")
     assert static.build(tmp_path).batchable
     assert not dynamic.build(tmp_path).batchable
     loud = np.concatenate([ROWS[:1], 1000 * ROWS[1:2]])
