@@ -26,6 +26,7 @@ COMMANDS: dict[str, str] = {
     "rollback": "mlflow_deploy.cli.traffic:rollback",
     "rollout": "mlflow_deploy.cli.rollout:rollout",
     "seal": "mlflow_deploy.cli.seal:seal",
+    "security": "mlflow_deploy.cli.security:security",
     "settings": "mlflow_deploy.cli.settings:settings",
     "status": "mlflow_deploy.cli.status:status",
     "traffic": "mlflow_deploy.cli.traffic:traffic",

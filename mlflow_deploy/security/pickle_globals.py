@@ -6,7 +6,9 @@ object arrays, and the members of zip archives such as PyTorch's .pt, .npz and .
 
 from __future__ import annotations
 
+import ast
 import bz2
+import contextlib
 import gzip
 import io
 import json
@@ -31,6 +33,25 @@ _SUFFIXES = (
 )  # fmt: skip
 _COMPRESSIONS = (".gz", ".bz2", ".xz", ".lzma", ".z")
 _UNKNOWN = "?"
+
+
+@dataclass(frozen=True)
+class PickleReading:
+    """What was read of a file that may be a pickle.
+
+    Attributes:
+        globals: names that loading would import, up to where reading ended.
+        calls: how many calls loading would make up to there.
+        problem: why reading ended early; empty when the whole pickle was followed.
+        trailing: bytes follow its end that are no pickle.
+        pickles: how many pickles follow each other.
+    """
+
+    globals: frozenset[Global]
+    calls: int
+    problem: str
+    trailing: bool
+    pickles: int
 
 
 @dataclass(frozen=True, order=True)
@@ -64,6 +85,39 @@ def pickle_globals(source: Path | bytes) -> frozenset[Global]:
     with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file:
         _read_any(file, name, found)
     return frozenset(found)
+
+
+def read_pickle(file: BinaryIO, name: str) -> PickleReading:
+    """Follow an uncompressed pickle as `pickle.load` and, where it has joblib's arrays, as joblib would too.
+
+    Loading acts on each opcode as it comes, so the names before a damaged place count as much as others.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    found: set[Global] = set()
+    calls, pickles, problem = 0, 0, ""
+    start = file.tell()
+    following = b"\x80"
+    while following == b"\x80":
+        reader = _Reader(file, name, found)
+        try:
+            reader.run()
+        except PickleUnreadable as error:
+            problem = error.why
+        calls, pickles = calls + reader.calls, pickles + 1
+        if problem:
+            return PickleReading(frozenset(found), calls, problem, False, pickles)
+        following = file.read(1)
+        file.seek(-len(following), io.SEEK_CUR)
+    if any(item.module in _ARRAY_WRAPPERS for item in found):
+        # What joblib takes for an array's bytes, pickle.load takes for opcodes.
+        file.seek(start)
+        plain = _Reader(file, name, found, arrays=False)
+        with contextlib.suppress(PickleUnreadable):
+            plain.run()
+        calls += plain.calls
+    return PickleReading(frozenset(found), calls, "", bool(following), pickles)
 
 
 def is_pickle_file(path: Path) -> bool:
@@ -165,18 +219,23 @@ def _read_zip(file: BinaryIO, name: str, found: set[Global]) -> None:
                 if member.file_size > LIMIT_BYTES:
                     raise PickleUnreadable(inner, f"it is larger than {LIMIT_BYTES >> 30} GiB")
                 if member.filename.rpartition("/")[2] == "schema.json":
-                    _read_skops(archive.read(member), inner, found)
+                    found |= skops_globals(archive.read(member), inner)
                 elif is_pickle_file(Path(member.filename)):
                     _read_any(io.BytesIO(archive.read(member)), inner, found)
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, zlib.error, EOFError) as error:
         raise PickleUnreadable(name, f"its archive is damaged or protected: {error}") from error
 
 
-def _read_skops(schema: bytes, name: str, found: set[Global]) -> None:
-    """skops files are no pickles; their schema names every class that is built."""
+def skops_globals(schema: bytes, name: str) -> frozenset[Global]:
+    """Every class and function that a skops file builds, as its schema names them: it is no pickle.
+
+    Raises:
+        PickleUnreadable: the schema is damaged.
+    """
+    found: set[Global] = set()
     try:
         pending = [json.loads(schema)]
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PickleUnreadable(name, "its schema is no JSON") from error
     while pending:
         node = pending.pop()
@@ -186,15 +245,36 @@ def _read_skops(schema: bytes, name: str, found: set[Global]) -> None:
             pending.extend(node.values())
         elif isinstance(node, list):
             pending.extend(node)
+    return frozenset(found)
 
 
 def _read_npy(file: BinaryIO, name: str, found: set[Global]) -> None:
     head = file.read(8)
-    width = 2 if head[6] == 1 else 4
-    header = file.read(int.from_bytes(file.read(width), "little")).decode("latin1")
-    # Records may hold objects too; their description is a list.
-    if re.search(r"'descr':\s*'\|?O'|\[.*'\|?O[48]?'", header):
+    width = 2 if head[6:7] == b"\x01" else 4
+    if npy_holds_objects(file.read(int.from_bytes(file.read(width), "little")), name):
         _read_stream(file, name, found)
+
+
+def npy_holds_objects(header: bytes, name: str) -> bool:
+    """Whether a numpy file is a pickle after its header; records may hold objects too.
+
+    Raises:
+        PickleUnreadable: the header is damaged.
+    """
+    try:
+        pending = [ast.literal_eval(header.decode("latin1").strip())["descr"]]
+    except (ValueError, SyntaxError, KeyError, TypeError, RecursionError, MemoryError) as error:
+        raise PickleUnreadable(name, f"its header is damaged: {error}") from error
+    while pending:
+        part = pending.pop()
+        if isinstance(part, list):
+            # A field is (name, type) or (name, type, shape).
+            pending.extend(field[1] if isinstance(field, tuple) and len(field) > 1 else "?" for field in part)
+        elif isinstance(part, tuple) and part:
+            pending.append(part[0])
+        elif not (isinstance(part, str) and re.fullmatch(r"[|=<>]?[biufcSUVmM]\d+(\[\d*\w+\])?", part)):
+            return True
+    return False
 
 
 # --- opcodes -----------------------------------------------------------------------------------------------
@@ -232,16 +312,22 @@ def _read_stream(file: BinaryIO, name: str, found: set[Global]) -> None:
 class _Reader:
     """One pickle's opcodes, followed with symbols in place of objects."""
 
-    def __init__(self, file: BinaryIO, name: str, found: set[Global]) -> None:
-        self._file, self._name, self._found = file, name, found
+    def __init__(self, file: BinaryIO, name: str, found: set[Global], *, arrays: bool = True) -> None:
+        self._file, self._name, self._found, self._arrays = file, name, found, arrays
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
+        self._frame_end = 0
+        # Times that joblib's wrapper class was pushed, less those that it was made in the one usual way.
+        self._odd_wrappers = 0
+        self.calls = 0
 
     def run(self) -> Any:
         """Follow the pickle to its end and return the symbol of what it holds."""
         try:
             for code, argument, _ in pickletools.genops(self._file):
                 if code.name == "STOP":
+                    if self._arrays and self._odd_wrappers:
+                        raise PickleUnreadable(self._name, "it makes joblib's arrays in an unusual way")
                     return self._stack[-1] if self._stack else None
                 self._step(code, argument)
         except PickleUnreadable:
@@ -251,6 +337,7 @@ class _Reader:
             IndexError,
             KeyError,
             TypeError,
+            AttributeError,
             EOFError,
             OverflowError,
             RecursionError,
@@ -264,7 +351,9 @@ class _Reader:
             handler(argument)
         elif code.name in _CONSTANTS:
             self._stack.append(_CONSTANTS[code.name])
-        elif code.name.startswith("PROTO") or code.name == "FRAME":
+        elif code.name == "FRAME":
+            self._frame_end = max(self._frame_end, self._file.tell() + argument)
+        elif code.name == "PROTO":
             return
         else:
             self._generic(code, argument)
@@ -292,6 +381,10 @@ class _Reader:
         known = isinstance(module, str) and isinstance(name, str)
         symbol = Global(module, name) if known else Global(_UNKNOWN, _UNKNOWN)
         self._found.add(symbol)
+        self._push(symbol)
+
+    def _push(self, symbol: Any) -> None:
+        self._odd_wrappers += _is_wrapper(symbol)
         self._stack.append(symbol)
 
     # Globals.
@@ -308,6 +401,7 @@ class _Reader:
         arguments = self._pop_to_mark()
         self._on_global(argument)
         self._stack.append(_Made(self._stack.pop(), tuple(arguments)))
+        self.calls += 1
 
     def _on_ext1(self, argument: int) -> None:
         # The name stands in a registry of the process that loads it.
@@ -321,12 +415,17 @@ class _Reader:
     def _on_obj(self, _: Any) -> None:
         kind, *arguments = self._pop_to_mark()
         self._stack.append(_Made(kind, tuple(arguments)))
+        self.calls += 1
 
     def _on_reduce(self, _: Any) -> None:
         arguments, function = self._stack.pop(), self._stack.pop()
         self._stack.append(_Made(function, arguments))
+        self.calls += 1
 
-    _on_newobj = _on_reduce
+    def _on_newobj(self, _: Any) -> None:
+        self._on_reduce(None)
+        made = self._stack[-1]
+        self._odd_wrappers -= made.arguments == () and _is_wrapper(made.of)
 
     def _on_newobj_ex(self, _: Any) -> None:
         self._stack.pop()
@@ -334,10 +433,18 @@ class _Reader:
 
     def _on_build(self, _: Any) -> None:
         state, target = self._stack.pop(), self._stack[-1]
+        self.calls += 1
+        if isinstance(target, Global):
+            # Classes and functions are shared by the whole process that loads this.
+            raise PickleUnreadable(self._name, f"it changes {target} itself instead of an object")
         if isinstance(target, _Made):
+            if self._arrays and _is_wrapper(target.of):
+                if target.state is not None:
+                    raise PickleUnreadable(self._name, "it reads an array of joblib twice")
+                self._skip_array(state)
+                # In the place of the wrapper joblib puts the array.
+                self._stack[-1] = None
             target.state = state
-            if isinstance(target.of, Global) and target.of.module in _ARRAY_WRAPPERS:
-                self._skip_array(target.of, state)
 
     # Containers whose content matters: names, arguments and states.
 
@@ -375,11 +482,10 @@ class _Reader:
         target = self._stack[-1]
         if isinstance(target, dict):
             for key, value in zip(items[::2], items[1::2], strict=True):
-                if isinstance(key, str):
-                    target[key] = value
+                target[key if isinstance(key, str) else _UNKNOWN] = value
 
     def _on_dup(self, _: Any) -> None:
-        self._stack.append(self._stack[-1])
+        self._push(self._stack[-1])
 
     def _on_pop(self, _: Any) -> None:
         self._stack.pop()
@@ -398,45 +504,78 @@ class _Reader:
     _on_binput = _on_long_binput = _on_put
 
     def _on_get(self, argument: int) -> None:
-        self._stack.append(self._memo[int(argument)])
+        self._push(self._memo[int(argument)])
 
     _on_binget = _on_long_binget = _on_get
 
     # joblib writes an array's bytes between the opcodes.
 
-    def _skip_array(self, kind: Global, state: Any) -> None:
-        if kind.name != "NumpyArrayWrapper":
-            # joblib before 0.10 kept arrays in files of their own.
-            return
-        shape, dtype = state["shape"], state["dtype"]
-        spelled = dtype.arguments[0] if isinstance(dtype, _Made) and dtype.arguments else None
-        if not isinstance(spelled, str):
-            raise PickleUnreadable(self._name, "an array has a type that is not spelled out")
-        if spelled.lstrip("|=<>").startswith("O"):
-            _Reader(self._file, self._name, self._found).run()
-            return
-        match = re.fullmatch(r"[|=<>]?([biufcSUVmMa?])(\d*)", spelled)
-        if match is None:
-            raise PickleUnreadable(self._name, f"an array has the type {spelled!r}, whose size is not known")
-        size = int(match[2] or 1) * (4 if match[1] == "U" else 1)
-        if match[1] == "V" and isinstance(dtype.state, tuple) and _holds_objects(dtype.state):
-            _Reader(self._file, self._name, self._found).run()
+    def _skip_array(self, state: Any) -> None:
+        shape, dtype, aligned = state["shape"], state["dtype"], state.get("numpy_array_alignment_bytes")
+        if _UNKNOWN in state or not isinstance(shape, tuple) or not all(_is_length(n) for n in shape):
+            raise PickleUnreadable(self._name, "an array has a shape that is not spelled out")
+        if self._file.tell() < self._frame_end:
+            # joblib reads arrays behind the frame, so that this reader would lose its place.
+            raise PickleUnreadable(self._name, "an array begins inside a frame")
+        size = self._item_size(dtype)
+        if size is None:
+            nested = _Reader(self._file, self._name, self._found)
+            nested.run()
+            self.calls += nested.calls
             return
         for length in shape:
             size *= length
-        if state.get("numpy_array_alignment_bytes") is not None:
-            self._file.seek(self._file.read(1)[0], io.SEEK_CUR)
+        if aligned is not None:
+            padding = self._file.read(1)[0]
+            if padding > _MOST_PADDING:
+                raise PickleUnreadable(self._name, f"an array has {padding} bytes of padding")
+            self._file.seek(padding, io.SEEK_CUR)
         self._file.seek(size, io.SEEK_CUR)
 
+    def _item_size(self, dtype: Any) -> int | None:
+        """Bytes of an array's item as numpy would count them; None for objects, which are a pickle."""
+        plain = isinstance(dtype, _Made) and dtype.of == _DTYPE and isinstance(dtype.arguments, tuple)
+        spelled = dtype.arguments[0] if plain and dtype.arguments else None
+        if not isinstance(spelled, str):
+            raise PickleUnreadable(self._name, "an array has a type that is not spelled out")
+        if re.fullmatch(r"[|=<>]?O8?", spelled):
+            return None
+        match = re.fullmatch(r"[|=<>]?([biufcSUVmM])(\d{1,18})", spelled)
+        if match is None:
+            raise PickleUnreadable(self._name, f"an array has the type {spelled!r}, whose size is not known")
+        size = int(match[2]) * (4 if match[1] == "U" else 1)
+        if dtype.state is None:
+            return size
+        _, _, subarray, names, fields, stored, *_ = dtype.state
+        if subarray is not None or stored not in ((size,) if match[1] in "SUV" else (-1, size)):
+            raise PickleUnreadable(self._name, f"an array's type {spelled!r} contradicts itself")
+        if names is None and fields is None:
+            return size
+        if match[1] != "V" or not isinstance(fields, dict) or _UNKNOWN in fields:
+            raise PickleUnreadable(self._name, "an array's records are not spelled out")
+        parts = [self._item_size(self._field(field)) for field in fields.values()]
+        return None if None in parts else size
 
-def _holds_objects(state: Any) -> bool:
-    """Whether the state of a record's dtype names an object field."""
-    if isinstance(state, _Made):
-        spelled = state.arguments[0] if state.arguments else ""
-        return (isinstance(spelled, str) and spelled.startswith("O")) or _holds_objects(state.state)
-    if isinstance(state, dict):
-        return any(_holds_objects(value) for value in state.values())
-    return isinstance(state, tuple) and any(_holds_objects(value) for value in state)
+    def _field(self, field: Any) -> Any:
+        """The type of a record's field, of one item where the field is an array itself."""
+        kind = field[0]
+        if isinstance(kind, _Made) and isinstance(kind.state, tuple) and isinstance(kind.state[2], tuple):
+            return kind.state[2][0]
+        return kind
 
+
+def _is_wrapper(symbol: Any) -> bool:
+    return (
+        isinstance(symbol, Global) and symbol.module in _ARRAY_WRAPPERS and symbol.name == "NumpyArrayWrapper"
+    )
+
+
+def _is_length(value: Any) -> bool:
+    return isinstance(value, int) and value >= 0
+
+
+_DTYPE = Global("numpy", "dtype")
+_MOST_PADDING = 16
+"""joblib aligns to 16 bytes, and no opcode is that small: pickle.load stops where such an array begins."""
 
 _CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
