@@ -10,7 +10,7 @@ JOBS ?= 0
 CONSTRAINT = $(shell $(BIN)/python -c 'import sys; print("-c $(LOCK)" if sys.version_info[:2] == (3, 11) else "")')
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo demo-check test lint bench bench-serving bench-gateway bench-conversion docs docs-estimators clean
+.PHONY: help demo demo-check test lint bench bench-serving bench-gateway bench-conversion bench-monitoring docs docs-estimators clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -42,7 +42,7 @@ lint: $(VENV)/.test ## ruff and mypy --strict
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-bench: bench-serving bench-gateway bench-conversion ## Run the benchmarks; they print ratios and fail below their bars
+bench: bench-serving bench-gateway bench-conversion bench-monitoring ## Run the benchmarks; they print ratios and fail below their bars
 
 bench-serving: $(VENV)/.test ## The scoring server against MLflow's and against its floor
 	@$(BIN)/python -m pytest tests/benchmarks/serving -m benchmark -s
@@ -52,6 +52,9 @@ bench-gateway: $(VENV)/.test ## The way through the gateway against the direct o
 
 bench-conversion: $(VENV)/.test ## What int8 and pruning gain over PyTorch's eager mode
 	@$(BIN)/python -m pytest tests/benchmarks/conversion -m benchmark -s
+
+bench-monitoring: $(VENV)/.test ## Drift detection on many rows, beside Evidently
+	@$(BIN)/python -m pytest tests/benchmarks/monitoring -m benchmark -s
 
 docs: $(VENV)/.test ## Write the generated parts of the documentation again
 	@$(BIN)/python docs/generate.py

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import math
 import sys
+import zlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +18,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlflow_deploy.errors import DataError
+from mlflow_deploy.monitoring import multivariate
+from mlflow_deploy.monitoring.quality import ReferenceQuality, fit_quality
 from mlflow_deploy.monitoring.tables import Data, Kind, Table, kind_of, open_table, values_table
 
 SCHEMA = 1
 BINS = 10
 MAX_CATEGORIES = 100
+MARKS = 65_536
 PREDICTION = "prediction"
 LABEL = "label"
 
@@ -35,6 +41,25 @@ class Moments:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Tail:
+    """Which values a text column with more than `MAX_CATEGORIES` of them ever had, as marks of their hashes.
+
+    Attributes:
+        marks: a bit per possible hash, compressed, in base64.
+        once: rows whose hash no other row has. Their share is the chance that a next row of the same source
+            shows something never seen (Good and Turing's estimate).
+    """
+
+    marks: str
+    once: int
+
+    def seen(self) -> npt.NDArray[np.bool_]:
+        """Whether each hash was seen, shape [MARKS]."""
+        bits = np.frombuffer(zlib.decompress(base64.b64decode(self.marks)), dtype=np.uint8)
+        return np.unpackbits(bits).astype(np.bool_)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ColumnProfile:
     """One column of the reference.
 
@@ -44,12 +69,14 @@ class ColumnProfile:
         dtype: Arrow type of the values.
         missing: rows without a value; NaN is missing.
         counts: rows per bin, missing rows left out. Numeric: below the first edge, then between edges, then
-            from the last edge on. Categorical: one per category, then all other values.
+            from the last edge on. Categorical: one per category, then all other values; with a `tail` they
+            are of every other row, because rows that chose the categories would overstate them.
         edges: rising bin edges of a numeric column; a value on an edge is above it.
         categories: the most frequent values of a categorical column.
         distinct: number of different values.
         infinite: rows with plus or minus infinity, which are counted in the outer bins.
         moments: of the finite values; None without any.
+        tail: of a categorical column with more different values than are kept.
     """
 
     name: str
@@ -62,6 +89,7 @@ class ColumnProfile:
     distinct: int = 0
     infinite: int = 0
     moments: Moments | None = None
+    tail: Tail | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,12 +101,16 @@ class ReferenceProfile:
         columns: the features, in the order of the data.
         predictions: what the model answered on these rows, when given.
         labels: the true values of these rows, when given.
+        quality: how good the predictions were and what estimates need; None without both of them.
+        multivariate: how the features move together; None with fewer than two columns or too few rows.
     """
 
     rows: int
     columns: tuple[ColumnProfile, ...]
     predictions: ColumnProfile | None = None
     labels: ColumnProfile | None = None
+    quality: ReferenceQuality | None = None
+    multivariate: multivariate.MultivariateProfile | None = None
     schema: int = SCHEMA
 
     def to_json(self) -> str:
@@ -104,29 +136,97 @@ class ReferenceProfile:
         return profile
 
 
-def build_profile(data: Data, *, predictions: Any = None, labels: Any = None) -> ReferenceProfile:
+def build_profile(
+    data: Data,
+    *,
+    predictions: Any = None,
+    labels: Any = None,
+    probabilities: Any = None,
+    classes: Sequence[Any] | None = None,
+    threshold: float = 0.5,
+) -> ReferenceProfile:
     """Profile the rows that later windows are compared with; one column is in memory at a time.
 
     Args:
         data: feature columns of the training or validation rows: a pandas DataFrame, a pyarrow Table, or the
             path of a Parquet file or of a folder of them.
         predictions: the model's answers on these rows, one-dimensional.
-        labels: the true values of these rows, one-dimensional.
+        labels: the true values of these rows, one-dimensional. With predictions, the quality on these rows is
+            kept too, with what `estimate_performance` needs.
+        probabilities: of the positive class, or of shape [rows, classes], where `predictions` does not have
+            them.
+        classes: in the order of the probabilities; of two, the second is the positive one.
+        threshold: probability of the positive class from which on it is predicted.
 
     Raises:
         DataError: the data cannot be read, or predictions or labels are not one per row.
     """
     table = open_table(data)
+    columns = tuple(_profile_column(table, name) for name in table.names)
+    answers = predictions if predictions is not None else probabilities
+    quality = None
+    if labels is not None and answers is not None:
+        quality = fit_quality(table, labels, predictions, probabilities, classes, threshold)
     return ReferenceProfile(
         rows=table.rows,
-        columns=tuple(_profile_column(table, name) for name in table.names),
+        columns=columns,
+        multivariate=_profile_together(table, columns),
         predictions=None if predictions is None else _profile_values(PREDICTION, predictions, table.rows),
         labels=None if labels is None else _profile_values(LABEL, labels, table.rows),
+        quality=quality,
     )
 
 
 def _profile_values(name: str, values: Any, rows: int) -> ColumnProfile:
     return _profile_column(values_table(name, values, rows), name)
+
+
+def _profile_together(
+    table: Table, columns: Sequence[ColumnProfile]
+) -> multivariate.MultivariateProfile | None:
+    used = [column for column in columns if column.distinct > 1][: multivariate.MAX_COLUMNS]
+    picked = multivariate.sample_positions(table.rows)
+    bins = [_sampled_bins(table, column, picked) for column in used]
+    if not bins:
+        return None
+    return multivariate.fit(
+        [column.name for column in used], [column.counts for column in used], np.column_stack(bins)
+    )
+
+
+def _sampled_bins(
+    table: Table, column: ColumnProfile, picked: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    at, found = 0, []
+    for part in table.column(column.name):
+        found.append(bin_of(column, part_of_sample(part, at, picked)))
+        at += len(part)
+    return np.concatenate(found)
+
+
+def part_of_sample(array: pa.Array, at: int, picked: npt.NDArray[np.int64]) -> pa.Array:
+    """The values of a batch that are in the sample.
+
+    Args:
+        array: the batch.
+        at: number of its first row.
+        picked: rising numbers of the rows in the sample.
+    """
+    first, last = np.searchsorted(picked, (at, at + len(array)))
+    return array.take(pa.array(picked[first:last] - at))
+
+
+def bin_of(column: ColumnProfile, array: pa.Array) -> npt.NDArray[np.int64]:
+    """Number of the bin of each value, `multivariate.MISSING` where there is none."""
+    if column.kind == "numeric":
+        values = numbers(array)
+        found = np.searchsorted(np.asarray(column.edges, dtype=np.float64), values, side="right")
+        return np.where(np.isnan(values), multivariate.MISSING, found).astype(np.int64)
+    values = texts(array)
+    codes = pc.index_in(values, value_set=pa.array(column.categories, pa.large_string()))
+    known = np.asarray(pc.fill_null(codes, len(column.categories)).to_numpy(zero_copy_only=False))
+    missing = np.asarray(values.is_null().to_numpy(zero_copy_only=False))
+    return np.where(missing, multivariate.MISSING, known).astype(np.int64)
 
 
 def _profile_column(table: Table, name: str) -> ColumnProfile:
@@ -159,22 +259,50 @@ def _profile_numbers(name: str, dtype: str, values: npt.NDArray[np.float64]) -> 
 
 
 def _profile_texts(name: str, dtype: str, parts: list[pa.Array]) -> ColumnProfile:
-    seen: Counter[str] = Counter()
-    for part in parts:
-        for entry in texts(part).drop_null().value_counts().to_pylist():
-            seen[entry["values"]] += entry["counts"]
+    even, odd = _count_texts(parts, 0), _count_texts(parts, 1)
+    seen = even + odd
+    long = len(seen) > MAX_CATEGORIES
+    chosen, counted = (even, odd) if long else (seen, seen)
     # Ties are broken by name, so that the same rows in another order give the same profile.
-    kept = sorted(seen, key=lambda value: (-seen[value], value))[:MAX_CATEGORIES]
-    counts = [seen[value] for value in kept]
+    kept = sorted(chosen, key=lambda value: (-chosen[value], value))[:MAX_CATEGORIES]
+    counts = [counted[value] for value in kept]
     return ColumnProfile(
         name=name,
         kind="categorical",
         dtype=dtype,
         missing=sum(int(part.null_count) for part in parts),
-        counts=(*counts, seen.total() - sum(counts)),
+        counts=(*counts, counted.total() - sum(counts)),
         categories=tuple(kept),
         distinct=len(seen),
+        tail=_tail(seen) if long else None,
     )
+
+
+def _count_texts(parts: list[pa.Array], parity: int) -> Counter[str]:
+    """Rows per value, of every other row."""
+    seen: Counter[str] = Counter()
+    at = 0
+    for part in parts:
+        rows = pa.array(np.arange((parity - at) % 2, len(part), 2))
+        at += len(part)
+        for entry in texts(part.take(rows)).drop_null().value_counts().to_pylist():
+            seen[entry["values"]] += entry["counts"]
+    return seen
+
+
+def _tail(seen: Counter[str]) -> Tail:
+    rows = np.zeros(MARKS, dtype=np.int64)
+    np.add.at(rows, text_marks(list(seen)), list(seen.values()))
+    bits = np.packbits(rows > 0).tobytes()
+    return Tail(marks=base64.b64encode(zlib.compress(bits, 9)).decode(), once=int((rows == 1).sum()))
+
+
+def text_marks(values: Sequence[str]) -> npt.NDArray[np.int64]:
+    """The hash of each text, in [0, MARKS); the same in every process."""
+    sums = (zlib.crc32(value.encode()) for value in values)
+    # The lower bits of the checksums of similar texts collide; multiplying mixes all bits into the upper ones.
+    mixed = np.fromiter(sums, dtype=np.uint64, count=len(values)) * np.uint64(2_654_435_761)
+    return ((mixed & np.uint64(0xFFFFFFFF)) >> np.uint64(16)).astype(np.int64)
 
 
 def _moments(finite: npt.NDArray[np.float64]) -> Moments | None:

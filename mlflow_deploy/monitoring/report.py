@@ -39,6 +39,41 @@ class Check:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Histogram:
+    """Shares of the rows with a value, per bin, for pictures.
+
+    Attributes:
+        names: of the bins.
+        before: shares in the reference.
+        after: shares in the window.
+    """
+
+    names: tuple[str, ...]
+    before: tuple[float, ...]
+    after: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultivariateDrift:
+    """Whether the columns still move together as they did.
+
+    Attributes:
+        effect: change of the error with which a few principal components reconstruct a row, in standard
+            deviations of that error; None when it was not compared.
+        threshold: the smallest effect that counts.
+        p_value: against reference rows, adjusted for all tests of the report; None without a test.
+        rows: rows of the window's sample.
+    """
+
+    drifted: bool
+    reason: str
+    effect: float | None = None
+    threshold: float | None = None
+    p_value: float | None = None
+    rows: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class ColumnDrift:
     """The verdict on one column.
 
@@ -51,6 +86,7 @@ class ColumnDrift:
         missing: share of rows without a value in the window; None when the column is not there.
         missing_reference: the same in the reference; None for a new column.
         checks: every test of the column.
+        histogram: reference and window side by side; None when the column cannot be compared.
     """
 
     name: str
@@ -62,6 +98,7 @@ class ColumnDrift:
     missing: float | None = None
     missing_reference: float | None = None
     checks: tuple[Check, ...] = ()
+    histogram: Histogram | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,13 +106,14 @@ class DriftReport:
     """How a window differs from the reference.
 
     Attributes:
-        drifted: at least one column drifted.
+        drifted: at least one column drifted, or the columns do not move together as they did.
         enough_data: window and reference both have `min_rows` rows; otherwise no column is judged.
         reason: the whole verdict in one sentence.
         columns: by name: the reference's columns, `prediction` when it was given, then new columns.
         rows: rows of the window.
         rows_reference: rows of the reference.
         false_alarm_rate: chance that a window without drift is reported as drifted, at most.
+        multivariate: how the columns move together; None when the profile does not know.
     """
 
     drifted: bool
@@ -86,12 +124,24 @@ class DriftReport:
     rows_reference: int
     false_alarm_rate: float
     min_rows: int
+    multivariate: MultivariateDrift | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON-ready values."""
         values = asdict(self)
         values["columns"] = {name: asdict(column) for name, column in self.columns.items()}
         return values
+
+    def to_html(self, *, title: str = "Drift report", note: str = "") -> str:
+        """One page for a person: what moved, how sure that is, and each column before and after.
+
+        Args:
+            title: of the page.
+            note: a line below it, such as the deployment and the time of the window.
+        """
+        from mlflow_deploy.monitoring.page import page
+
+        return page(self, title, note)
 
     def to_frame(self) -> pd.DataFrame:
         """One row per column, those that moved most first; None is missing."""

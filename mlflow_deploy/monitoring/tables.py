@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, Union
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, Union, runtime_checkable
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,12 +14,13 @@ from mlflow_deploy.errors import DataError
 if TYPE_CHECKING:
     import pandas as pd
 
-Data: TypeAlias = Union["pd.DataFrame", pa.Table, str, Path]
+Data: TypeAlias = Union["pd.DataFrame", pa.Table, "Table", str, Path]
 Kind: TypeAlias = Literal["numeric", "categorical", "empty", "unsupported"]
 
 BATCH_ROWS = 131_072
 
 
+@runtime_checkable
 class Table(Protocol):
     """Columns by name. `column` yields arrays that together hold `rows` values; their types may differ."""
 
@@ -49,6 +50,8 @@ def open_table(data: Data) -> Table:
         table = _ParquetTable(Path(data))
     elif isinstance(data, pa.Table):
         table = _ArrowTable(data)
+    elif isinstance(data, Table):
+        table = data
     elif type(data).__module__.partition(".")[0] == "pandas" and hasattr(data, "columns"):
         table = _PandasTable(data)
     else:

@@ -10,7 +10,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlflow_deploy.monitoring.profile import ColumnProfile, count_numbers, numbers, texts
+from mlflow_deploy.monitoring.profile import (
+    ColumnProfile,
+    bin_of,
+    count_numbers,
+    numbers,
+    part_of_sample,
+    text_marks,
+    texts,
+)
 from mlflow_deploy.monitoring.tables import Table, kind_of
 
 
@@ -25,6 +33,8 @@ class WindowColumn:
         counts: rows per bin of the reference, as in `ColumnProfile.counts`.
         infinite: rows with plus or minus infinity.
         mean: of the finite values of a numeric column; None without any.
+        unseen: rows with a value that a reference with a tail never had.
+        sample: bins of the picked rows, when rows were picked.
     """
 
     dtype: str
@@ -33,15 +43,29 @@ class WindowColumn:
     counts: npt.NDArray[np.int64]
     infinite: int = 0
     mean: float | None = None
+    unseen: int = 0
+    sample: npt.NDArray[np.int64] | None = None
 
 
-def count_column(table: Table, reference: ColumnProfile) -> WindowColumn:
-    """Count one column of a window into the bins of the reference."""
+def count_column(
+    table: Table, reference: ColumnProfile, picked: npt.NDArray[np.int64] | None = None
+) -> WindowColumn:
+    """Count one column of a window into the bins of the reference.
+
+    Args:
+        table: the window.
+        reference: the column to count.
+        picked: rising numbers of the rows whose bins are kept one by one.
+    """
     tally = _Tally(reference)
     types: set[str] = set()
     comparable = True
+    at, sample = 0, []
     for array in table.column(reference.name):
         kind = kind_of(array.type)
+        if picked is not None and kind in ("empty", reference.kind):
+            sample.append(bin_of(reference, part_of_sample(array, at, picked)))
+        at += len(array)
         if kind == "empty":
             tally.missing += len(array)
             continue
@@ -62,6 +86,8 @@ def count_column(table: Table, reference: ColumnProfile) -> WindowColumn:
         counts=tally.counts,
         infinite=tally.infinite,
         mean=tally.mean if tally.finite else None,
+        unseen=tally.unseen,
+        sample=np.concatenate(sample) if sample else None,
     )
 
 
@@ -72,7 +98,8 @@ class _Tally:
         self._edges = np.asarray(reference.edges, dtype=np.float64)
         self._categories = pa.array(reference.categories, pa.large_string())
         self.counts = np.zeros(len(reference.counts), dtype=np.int64)
-        self.missing = self.infinite = self.finite = 0
+        self._seen = None if reference.tail is None else reference.tail.seen()
+        self.missing = self.infinite = self.finite = self.unseen = 0
         self.mean = 0.0
 
     def add_numbers(self, values: npt.NDArray[np.float64]) -> None:
@@ -92,3 +119,7 @@ class _Tally:
         # A value that is no category of the reference gets the last bin.
         known = np.asarray(pc.fill_null(codes, len(self._categories)).to_numpy(zero_copy_only=False))
         self.counts += np.bincount(known, minlength=self.counts.size).astype(np.int64)
+        if self._seen is not None:
+            entries = values.drop_null().value_counts()
+            rows = np.asarray(entries.field("counts").to_numpy(zero_copy_only=False))
+            self.unseen += int(rows[~self._seen[text_marks(entries.field("values").to_pylist())]].sum())
