@@ -296,6 +296,14 @@ def test_what_cannot_be_audited_is_an_error(tmp_path: Path) -> None:
             audit_path(**arguments)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("opcode", [b"\x8d", b"\x8e", b"\x96"])
+def test_a_length_beyond_all_memory_is_damage(tmp_path: Path, opcode: bytes) -> None:
+    path = tmp_path / "long.pkl"
+    path.write_bytes(b"\x80\x05" + opcode + (1 << 60).to_bytes(8, "little") + b"short.")
+    report = audit_path(path)
+    assert [finding.rule for finding in report.findings] == ["pickle-unreadable"]
+
+
 MODEL = pickle.dumps(LogisticRegression().fit(np.eye(4), [0, 1, 0, 1]))
 
 
