@@ -166,9 +166,9 @@ def _is_probability(answer: Column, truth: Column, classes: Sequence[Any] | None
     """Numbers between 0 and 1 that are not all whole, for two classes."""
     if answer.kind != "numeric" or not _in_unit(answer.numbers):
         return False
+    labelled = 2 if _zero_one(truth) else len(_values(truth))
+    known = labelled if classes is None else len(classes)
     finite = answer.numbers[np.isfinite(answer.numbers)]
-    known = len(classes) if classes is not None else len(_values(truth) | {"0", "1"} if _zero_one(truth) else
-                                                         _values(truth))  # fmt: skip
     return known == 2 and bool((finite != np.floor(finite)).any())
 
 
@@ -206,8 +206,9 @@ def _classification(
     threshold: float,
 ) -> Answers:
     true_values, known = _values(truth), tuple(class_name(value) for value in classes or ())
+    answered = set() if answer is None else _values(answer)
     if not known:
-        known = _order(true_values | (_values(answer) if answer is not None else set()))
+        known = _order(true_values | answered)
         if score is not None and set(known) <= {"0", "1"}:
             known = ("0", "1")
     if score is not None:
@@ -231,9 +232,9 @@ def _classification(
         predicted = class_codes(answer, known)
         causes["missing prediction"] = answer.missing
         causes["unknown class in the prediction"] = (predicted < 0) & ~answer.missing
-        if true_values and _values(answer) and not true_values & _values(answer) and len(true_values) > 1:
+        if answered and not true_values & answered and len(true_values) > 1:
             types = f"labels are {truth.dtype} ({_few(true_values)}), predictions {answer.dtype}"
-            why = f"labels and predictions have no class in common: {types} ({_few(_values(answer))})"
+            why = f"labels and predictions have no class in common: {types} ({_few(answered)})"
             return Answers(task=None, reason=why, rows=rows)
     used, left_out = _keep(rows, causes)
     notes = [f"labels have classes that are not known: {_few(strangers)}"] if strangers else []

@@ -8,9 +8,10 @@ the answers of several requests are sent in one go; with a processor to spare it
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
+
+from mlflow_deploy.serving.logs import logger
 
 _mine = threading.local()
 
@@ -28,6 +29,8 @@ def stand_firm() -> None:
 
 
 def _set(policy: int) -> None:
-    # A sandbox that forbids it costs speed only.
-    with contextlib.suppress(OSError):
+    try:
         os.sched_setscheduler(0, policy, os.sched_param(0))
+    except OSError as error:
+        # A sandbox that forbids it costs speed only.
+        logger().info("the scheduling class cannot be set", extra={"fields": {"cause": error.strerror}})
