@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ SEPARATOR = "\t"
 """Stands between result fields that together make the columns of one output."""
 
 _STARTING = threading.Lock()
+_LARGEST_STACK = 64 * 1024 * 1024
 
 
 class PmmlEvaluator:
@@ -77,8 +79,10 @@ def _start_java() -> tuple[Any, Any]:
     with _STARTING:
         try:
             if not jpype.isJVMStarted():
-                # Without its own handlers of signals, which belong to the server.
-                jpype.startJVM("-Xrs", classpath=jpmml_evaluator._classpath(user_classpath=[]))
+                # -Xrs: without its own handlers of signals, which belong to the server.
+                jpype.startJVM(
+                    "-Xrs", _stack_option(), classpath=jpmml_evaluator._classpath(user_classpath=[])
+                )
             return jpmml_evaluator, JPypeBackend()
         except jpype.JVMNotFoundException as error:
             raise ConfigError(
@@ -86,3 +90,14 @@ def _start_java() -> tuple[Any, Any]:
                 why="no Java was found on this machine",
                 hint="Install a Java runtime of version 11 or later and set JAVA_HOME, or use format=auto",
             ) from error
+
+
+def _stack_option() -> str:
+    """Leaves the main thread the stack that it has.
+
+    Java forbids a thread that calls it everything beyond its own idea of a stack, 1 MiB, and native code that
+    needs more, such as the solvers of linear algebra, would end the process with a segmentation fault.
+    """
+    soft, _ = resource.getrlimit(resource.RLIMIT_STACK)
+    wanted = _LARGEST_STACK if soft == resource.RLIM_INFINITY else min(soft, _LARGEST_STACK)
+    return f"-Xss{max(wanted // 1024, 1024)}k"
