@@ -43,7 +43,9 @@ class Admission:
             QueueFull: too many wait already.
             DeadlineExceeded: the wait was too long.
         """
-        if not self.enter_at_once():
+        try:
+            self._free.get_nowait()
+        except queue.Empty:
             self._wait(arrived)
 
     def enter_at_once(self) -> bool:

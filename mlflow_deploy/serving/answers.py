@@ -45,8 +45,11 @@ class Answers:
 
     def finish(self, raw: Sequence[Any]) -> list[Array]:
         """The outputs in the native model's types and shapes."""
-        if len(raw) == 1 and isinstance(raw[0], np.ndarray) and raw[0].dtype == self._plain:
-            return raw if isinstance(raw, list) else list(raw)
+        plain = self._plain
+        if plain is not None and isinstance(raw[0], np.ndarray):
+            dtype = raw[0].dtype
+            if dtype is plain or dtype == plain:
+                return raw if isinstance(raw, list) else list(raw)
         finished = []
         for (dtype, squeeze), value in zip(self._casts, raw, strict=True):
             array = value if isinstance(value, np.ndarray) else np.asarray(value)

@@ -10,6 +10,7 @@ import msgspec
 from mlflow_deploy.serving import tables
 from mlflow_deploy.serving.errors import BadRequest, InvalidValue
 from mlflow_deploy.serving.feeds import FrameFeeds
+from mlflow_deploy.serving.rows import PackedRow
 from mlflow_deploy.serving.signature import Param
 from mlflow_deploy.serving.tensor_feeds import Feeds, TensorFeeds
 
@@ -60,17 +61,26 @@ def _typed_decoder(feeds: FrameFeeds | TensorFeeds) -> tuple[str, Any]:
 
 
 class GraphBodies:
-    """Turns request bodies into feeds for one model."""
+    """Turns request bodies into feeds for one model.
 
-    def __init__(self, feeds: FrameFeeds | TensorFeeds, params: tuple[Param, ...]) -> None:
+    Args:
+        feeds: makes the graph's inputs.
+        params: of the signature.
+        packed: the graph takes packed rows, too.
+    """
+
+    def __init__(
+        self, feeds: FrameFeeds | TensorFeeds, params: tuple[Param, ...], *, packed: bool = False
+    ) -> None:
         self.feeds = feeds
+        self._pack = feeds.packer() if packed else None
         self.params = {param.name: param for param in params}
         self._form, self._decode = _typed_decoder(feeds)
         self._usual_columns = msgspec.Raw()
         self._mark = f'"{self._form}"'.encode()
 
-    def from_json(self, body: bytes) -> tuple[Feeds, int]:
-        """Feeds and number of rows from a JSON body.
+    def from_json(self, body: bytes) -> tuple[Feeds | PackedRow, int]:
+        """Feeds, or the packed row, and number of rows from a JSON body.
 
         Raises:
             BadRequest: the body is in none of the forms.
@@ -81,13 +91,17 @@ class GraphBodies:
                 typed = self._decode(body)
             except (msgspec.MsgspecError, ValueError, RecursionError):
                 return self.from_document(decode_document(body))
-            feeds = self.feeds
+            feeds, pack = self.feeds, self._pack
             if isinstance(feeds, TensorFeeds):
+                if pack is not None and (row := pack(typed.inputs)) is not None:
+                    return row, 1
                 return feeds.from_numbers(typed.inputs)
             split = typed.dataframe_split
             names = (
                 feeds.names if split.columns == self._usual_columns else self._columns(feeds, split.columns)
             )
+            if pack is not None and names is feeds.names and (row := pack(split.data)) is not None:
+                return row, 1
             return feeds.from_rows(names, split.data, trusted=feeds.finite)
         return self.from_document(decode_document(body))
 

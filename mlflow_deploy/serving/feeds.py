@@ -10,6 +10,7 @@ import numpy as np
 from mlflow_deploy.bundle import Feed
 from mlflow_deploy.errors import ConfigError
 from mlflow_deploy.serving.errors import InvalidValue, TooLarge
+from mlflow_deploy.serving.rows import RowPacker
 from mlflow_deploy.serving.signature import NUMPY_TYPES, Column, Signature
 from mlflow_deploy.serving.tensor_feeds import Feeds, TensorFeeds
 from mlflow_deploy.serving.values import (
@@ -69,6 +70,13 @@ class FrameFeeds:
         if dtype in _FLOATS or (dtype in ("int32", "int64") and all(c.required for c in self.columns)):
             return dtype
         return None
+
+    def packer(self) -> RowPacker | None:
+        """Packs single rows in the signature's order, when they are the whole input of the graph."""
+        if self._whole is None:
+            return None
+        name, dtype = self._whole
+        return RowPacker(name, dtype.name, len(self.names))
 
     def _place(self, feed: Feed) -> slice | list[int]:
         """Where the feed's columns are among the signature's: a slice needs no copy."""

@@ -10,6 +10,7 @@ import numpy as np
 from mlflow_deploy.bundle import Feed
 from mlflow_deploy.errors import ConfigError
 from mlflow_deploy.serving.errors import InvalidValue, TooLarge
+from mlflow_deploy.serving.rows import RowPacker
 from mlflow_deploy.serving.signature import Signature, Tensor
 from mlflow_deploy.serving.values import Array, check_numbers, check_shape, tensor_array
 
@@ -55,6 +56,13 @@ class TensorFeeds:
         if free_rows and (feed.dtype == tensor.dtype or (feed.dtype, tensor.dtype) == _FLOATS):
             return feed.name, np.dtype(feed.dtype), tensor.shape[1:]
         return None
+
+    def packer(self) -> RowPacker | None:
+        """Packs tensors of a single row, when these are the whole input of the graph."""
+        if self._direct is None or len(self._direct[2]) != 1:
+            return None
+        name, dtype, (columns,) = self._direct
+        return RowPacker(name, dtype.name, columns) if dtype.name in _FLOATS else None
 
     @property
     def single(self) -> Tensor | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mlflow_deploy.serving.rows import PackedRow
 from mlflow_deploy.serving.tensor_feeds import Feeds
 from mlflow_deploy.serving.values import Array
 
@@ -24,12 +25,13 @@ Plain = Callable[[Feeds, float], list[Any]]
 class _Slot:
     """Buffers for calls of one shape, and the binding that names them to the session; one call at a time."""
 
-    __slots__ = ("binding", "bound", "expires", "inputs", "options", "outputs", "spoiled", "values")
+    __slots__ = ("binding", "bound", "expires", "inputs", "memory", "options", "outputs", "spoiled", "values")
 
     def __init__(self, session: Any, feeds: Feeds, names: Sequence[str], results: Sequence[Array]) -> None:
         import onnxruntime as ort
 
         self.inputs = [np.empty(array.shape, array.dtype) for array in feeds.values()]
+        self.memory = [array.data.cast("B") for array in self.inputs if array.size]
         # ONNX Runtime's int64 is numpy's long long, which is equal to numpy's int64 but not the same object.
         self.outputs = [np.empty(array.shape, array.dtype.str) for array in results]
         self.binding = session.io_binding()
@@ -43,6 +45,15 @@ class _Slot:
             self.binding.bind_ortvalue_input(name, value)
         for name, value in zip(names, self.values[len(feeds) :], strict=True):
             self.binding.bind_ortvalue_output(name, value)
+
+
+def shapes(feeds: Feeds) -> tuple[tuple[int, ...], ...]:
+    """The shapes of the inputs, in order."""
+    return tuple([array.shape for array in feeds.values()])
+
+
+def _plain(feeds: Feeds | PackedRow) -> Feeds:
+    return feeds.feeds() if isinstance(feeds, PackedRow) else feeds
 
 
 class BoundRuns:
@@ -65,26 +76,30 @@ class BoundRuns:
         tensors = (*session.get_inputs(), *session.get_outputs())
         self._bindable = {tensor.type for tensor in tensors} <= _TYPES
 
-    def run(self, feeds: Feeds, expires: float) -> list[Any]:
+    def run(self, feeds: Feeds | PackedRow, expires: float) -> list[Any]:
         """The outputs, in order.
 
         Args:
+            feeds: the inputs by name, or the only row of the only one.
             expires: `perf_counter()` after which `expire` may end the run.
 
         Raises:
             Exception: what ONNX Runtime raises, also for a run that was ended.
         """
-        key = tuple([array.shape for array in feeds.values()])
+        key = feeds.key if isinstance(feeds, PackedRow) else shapes(feeds)
         free = self._free.get(key)
         if not free:
-            return self._run_and_learn(key, feeds, expires)
+            return self._run_and_learn(key, _plain(feeds), expires)
         try:
             slot = free.pop()
         except IndexError:
             # Another thread was faster.
-            return self._run_and_learn(key, feeds, expires)
-        for buffer, array in zip(slot.inputs, feeds.values(), strict=True):
-            buffer[...] = array
+            return self._run_and_learn(key, _plain(feeds), expires)
+        if isinstance(feeds, PackedRow):
+            slot.memory[0][:] = feeds.data
+        else:
+            for buffer, array in zip(slot.inputs, feeds.values(), strict=True):
+                buffer[...] = array
         slot.expires = expires
         try:
             self._run_bound(slot.bound, slot.options)
@@ -92,7 +107,7 @@ class BoundRuns:
             self._slots.discard(slot)
             if perf_counter() > expires:
                 raise
-            return self._run_again(slot, feeds, expires)
+            return self._run_again(slot, _plain(feeds), expires)
         slot.expires = math.inf
         results = [buffer.copy() for buffer in slot.outputs]
         if slot.spoiled:

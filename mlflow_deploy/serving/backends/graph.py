@@ -13,6 +13,7 @@ from mlflow_deploy.serving.backends.base import Call, TensorInfo
 from mlflow_deploy.serving.bodies import GraphBodies
 from mlflow_deploy.serving.errors import BadRequest, InvalidValue
 from mlflow_deploy.serving.feeds import FrameFeeds, make_feeds
+from mlflow_deploy.serving.rows import PackedRow
 from mlflow_deploy.serving.signature import NUMPY_TYPES, parse_signature
 from mlflow_deploy.serving.tensor_feeds import Feeds, TensorFeeds
 from mlflow_deploy.serving.values import Array
@@ -24,8 +25,12 @@ class Graph(Protocol):
 
     interruptible: bool
 
-    def run(self, feeds: Feeds, expires: float) -> Sequence[Any]:
-        """The outputs in the servable's order; ends with an exception when it is expired meanwhile."""
+    def run(self, feeds: Any, expires: float) -> Sequence[Any]:
+        """The outputs in the servable's order; ends with an exception when it is expired meanwhile.
+
+        Args:
+            feeds: `Feeds`, or a `PackedRow` where the model was told that the graph takes them.
+        """
 
     def expire(self, now: float) -> None:
         """End the runs whose `expires` has passed."""
@@ -37,20 +42,32 @@ class GraphModel:
     Args:
         graph: the computation.
         providers: where it computes, for /version.
+        packed: the graph takes packed rows, too.
     """
 
     def __init__(
-        self, bundle: Bundle, settings: ServingSettings, graph: Graph, providers: tuple[str, ...]
+        self,
+        bundle: Bundle,
+        settings: ServingSettings,
+        graph: Graph,
+        providers: tuple[str, ...],
+        *,
+        packed: bool = False,
     ) -> None:
         servable = bundle.manifest.servable
         self.signature = parse_signature(bundle.document("signature.json"))
         self.providers = providers
         self._feeds = make_feeds(servable.feeds, self.signature, settings.max_rows)
-        self._bodies = GraphBodies(self._feeds, self.signature.params if self.signature else ())
         self._answers = Answers(servable)
         self._graph = graph
         self.interruptible = graph.interruptible
         self._batchable = servable.batchable and settings.max_batch_size > 1
+        # Calls that are computed together are stacked as arrays.
+        self._bodies = GraphBodies(
+            self._feeds,
+            self.signature.params if self.signature else (),
+            packed=packed and not self._batchable,
+        )
         self.inputs = self._describe_inputs()
         self.outputs = self._describe_outputs()
         # The protocols' names of the tensors and the signature's own: the unnamed one is called `inputs`.
@@ -87,8 +104,8 @@ class GraphModel:
             raise InvalidValue(f"Model is missing inputs {[error.args[0]]}") from error
         return self._call(*self._feeds.from_arrays(arrays))
 
-    def _call(self, feeds: Feeds, rows: int) -> Call:
-        if not self._batchable:
+    def _call(self, feeds: Feeds | PackedRow, rows: int) -> Call:
+        if not self._batchable or isinstance(feeds, PackedRow):
             return Call(feeds, rows)
         return Call(feeds, rows, tuple(array.shape[1:] for array in feeds.values()))
 

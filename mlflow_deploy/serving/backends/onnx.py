@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from mlflow_deploy.bundle import Bundle
-from mlflow_deploy.serving.backends.bound import BoundRuns, Plain
+from mlflow_deploy.serving.backends.bound import BoundRuns
 from mlflow_deploy.serving.backends.graph import GraphModel
 from mlflow_deploy.serving.tensor_feeds import Feeds
 from mlflow_deploy.serving.tuning import cpu_quota
@@ -32,7 +33,8 @@ def load(bundle: Bundle, settings: ServingSettings) -> GraphModel:
     """
     session = open_session(bundle, settings)
     names = [output.name for output in bundle.manifest.servable.outputs]
-    return GraphModel(bundle, settings, OnnxGraph(session, names), tuple(session.get_providers()))
+    graph = OnnxGraph(session, names)
+    return GraphModel(bundle, settings, graph, tuple(session.get_providers()), packed=graph.packed)
 
 
 def open_session(bundle: Bundle, settings: ServingSettings) -> Any:
@@ -80,7 +82,11 @@ def _lend_external_data(options: Any, model: Path, stack: contextlib.ExitStack) 
 
 
 class OnnxGraph:
-    """An ONNX Runtime session whose runs can be ended from another thread."""
+    """An ONNX Runtime session whose runs can be ended from another thread.
+
+    Attributes:
+        packed: `run` takes packed rows, too.
+    """
 
     interruptible = True
 
@@ -93,9 +99,10 @@ class OnnxGraph:
         self._outputs = outputs
         self._options = ort.RunOptions
         self._running: dict[int, tuple[float, Any]] = {}
-        self.run: Plain = self._run_plain
+        self.run: Callable[[Any, float], list[Any]] = self._run_plain
         self._bound: BoundRuns | None = None
-        if session.get_providers() == ["CPUExecutionProvider"]:
+        self.packed = session.get_providers() == ["CPUExecutionProvider"]
+        if self.packed:
             self._bound = BoundRuns(session, outputs, self._run_plain)
             self.run = self._bound.run
 
