@@ -178,7 +178,7 @@ def _log(folder: Path, change: str, parent: str, name: str, register: str | None
 
 def _facts(folder: Path) -> dict[str, Any]:
     from mlflow_deploy.flavors.base import load_form
-    from mlflow_deploy.security.sealing import read_seal
+    from mlflow_deploy.security.seal_format import read_seal
 
     bundle = load_form(folder, "sealed")
     servable = bundle.manifest.servable

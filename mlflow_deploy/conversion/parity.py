@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlflow_deploy.conversion.answers import Answer, as_answer, concatenate
+from mlflow_deploy.conversion.differences import TIE, by_row, change_of_metric, compare_arrays, forgiving
 from mlflow_deploy.conversion.feeds import Array
 from mlflow_deploy.conversion.report import (
     FP32,
@@ -71,10 +72,6 @@ class Reference:
     raised: Rows | None = None
 
 
-TIE = 1e-6
-"""Probabilities this close to each other are tied: which one is the highest depends on the last bit."""
-
-
 # --- native answers ----------------------------------------------------------------------------------------
 
 
@@ -114,7 +111,7 @@ def _answered(answers: Answer, rows: int) -> Array:
     good = np.ones(rows, dtype=bool)
     for array in answers.arrays.values():
         if array.dtype.kind == "f" and rows:
-            good &= ~_by_row(np.isnan(array))
+            good &= ~by_row(np.isnan(array))
     return good
 
 
@@ -207,12 +204,12 @@ def _compare(
         )
         return failed, []
     parts = {
-        name: _compare_arrays(array, served.arrays[name], tolerance, probabilities)
+        name: compare_arrays(array, served.arrays[name], tolerance, probabilities)
         for name, array in native.arrays.items()
     }
     if reference.tied is not None and len(parts) == 1:
         (name,) = parts
-        parts[name] = _forgiving(parts[name], served.arrays[name], reference)
+        parts[name] = forgiving(parts[name], served.arrays[name], reference.tied, reference.classes)
     far = np.logical_or.reduce([part.far for part in parts.values()])
     other = np.logical_or.reduce(
         [~part.same for part in parts.values() if part.same is not None] or [far & False]
@@ -220,7 +217,7 @@ def _compare(
     wrong = far | other
     distances = [part.distance for part in parts.values() if part.distance is not None]
     agreements = [float(part.same.mean()) for part in parts.values() if part.same is not None]
-    scored = _metric(dataset.truth, native, served, classes) if len(parts) == 1 else {}
+    scored = change_of_metric(dataset.truth, native, served, classes) if len(parts) == 1 else {}
     result = DatasetParity(
         name=dataset.name,
         rows=rows,
@@ -249,33 +246,6 @@ def _answers_refused(runner: Runner, reference: Reference) -> str:
             continue
         answered.append(row)
     return f"it answers {len(answered)} rows that the native model refuses" if answered else ""
-
-
-@dataclass(frozen=True)
-class _Difference:
-    """How one array differs: rows beyond tolerance, distances of numbers, rows of the same label."""
-
-    far: Array
-    distance: Array | None
-    same: Array | None
-
-
-def _compare_arrays(native: Array, served: Array, tolerance: Tolerance, probabilities: bool) -> _Difference:
-    if native.dtype.kind not in "fc":
-        same = ~_by_row(native != served)
-        return _Difference(far=np.zeros(len(native), dtype=bool), distance=None, same=same)
-    distance = _distance(native, served)
-    far = _beyond(native, distance, tolerance, probabilities)
-    classes = _same_class(native, served) if probabilities and native.ndim == 2 else None
-    return _Difference(far=far, distance=distance, same=classes)
-
-
-def _forgiving(part: _Difference, served: Array, reference: Reference) -> _Difference:
-    """The difference without labels that were tied with the native one."""
-    if part.same is None or reference.tied is None or reference.classes is None or served.ndim != 1:
-        return part
-    chosen = served[:, None] == reference.classes[None, :]
-    return replace(part, same=part.same | (chosen & reference.tied).any(axis=1))
 
 
 def _mismatch(native: Answer, served: Answer) -> str:
@@ -325,61 +295,6 @@ def numbered_classes(references: Sequence[Reference]) -> Array | None:
 def as_given(answer: Answer | Array) -> Answer:
     """A runner's answer; a bare array is an `array` answer."""
     return answer if isinstance(answer, Answer) else as_answer(answer)
-
-
-def _distance(native: Array, served: Array) -> Array:
-    """Absolute differences; 0 where both are NaN or the same infinity, infinite where only one is."""
-    native, served = native.astype(np.float64), served.astype(np.float64)
-    with np.errstate(invalid="ignore", over="ignore"):
-        distance = np.abs(native - served)
-    same = (native == served) | (np.isnan(native) & np.isnan(served))
-    filled: Array = np.where(same, 0.0, np.where(np.isnan(distance), np.inf, distance))
-    return filled
-
-
-def _beyond(native: Array, distance: Array | None, tolerance: Tolerance, probabilities: bool) -> Array:
-    assert distance is not None
-    finite = np.abs(native[np.isfinite(native)].astype(np.float64))
-    scale = 1.0 if probabilities or finite.size == 0 else float(np.median(finite)) or 1.0
-    size = np.where(np.isfinite(native), np.abs(native), 0.0).astype(np.float64)
-    # Numbers of one row come from the same sums: next to a large one a small one is what cancelling left over.
-    largest = size.reshape(len(size), -1).max(axis=1, initial=0.0).reshape(-1, *[1] * (size.ndim - 1))
-    scales = scale if probabilities else np.maximum(scale, largest)
-    return _by_row(distance > tolerance.atol * scales + tolerance.rtol * size)
-
-
-def _same_class(native: Array, served: Array) -> Array:
-    """Rows where the most probable class is the same, or where the native model has it tied.
-
-    Of classes that share the highest probability up to rounding neither is the right one, and which comes
-    first depends on the last bit.
-    """
-    best = np.nan_to_num(native.max(axis=1))
-    chosen = np.take_along_axis(native, served.argmax(axis=1)[:, None], axis=1)[:, 0]
-    tied = best - np.nan_to_num(chosen) <= TIE
-    return np.asarray((native.argmax(axis=1) == served.argmax(axis=1)) | tied)
-
-
-def _by_row(cells: Array) -> Array:
-    return np.asarray(np.asarray(cells, dtype=bool).reshape(len(cells), -1).any(axis=1))
-
-
-def _metric(truth: Array | None, first: Answer, second: Answer, classes: Array | None) -> dict[str, Any]:
-    """The metric of both answers against the truth; empty without truth or for answers of another shape."""
-    (native,), (served,) = first.arrays.values(), second.arrays.values()
-    if truth is None:
-        return {}
-    if classes is not None and native.ndim == 2 and native.shape[1] == len(classes):
-        native, served = classes[native.argmax(axis=1)], classes[served.argmax(axis=1)]
-    if native.ndim != 1:
-        return {}
-    if native.dtype.kind not in "fc" or len(np.unique(truth)) <= 2:
-        found = [float((answer == truth).mean()) for answer in (native, served)]
-        return {"metric": "accuracy", "native_metric": found[0], "served_metric": found[1]}
-    with np.errstate(over="ignore"):
-        errors = [answer.astype(np.float64) - truth.astype(np.float64) for answer in (native, served)]
-        found = [float(np.sqrt(np.mean(error**2))) for error in errors]
-    return {"metric": "rmse", "native_metric": found[0], "served_metric": found[1]}
 
 
 def _worst(

@@ -10,7 +10,7 @@ from mlflow_deploy.bundle import Servable
 from mlflow_deploy.conversion.attempt import Case
 from mlflow_deploy.conversion.evidence import line
 from mlflow_deploy.conversion.latency import BATCHES, Answering, Latency, Opener, measure, request_body
-from mlflow_deploy.conversion.native import example_rows
+from mlflow_deploy.conversion.native import example_rows, quiet
 from mlflow_deploy.conversion.rows import count, take
 
 if TYPE_CHECKING:
@@ -33,16 +33,18 @@ def race(
         return {}
     batches = (case.native.rows_at_once,) if case.native.rows_at_once else BATCHES
     answering: dict[str, Answering] = {}
-    for form, (servable, content) in places.items():
-        case.progress(f"measuring {form}")
-        try:
-            call = opener(servable, content, signature)
-            for batch in batches:
-                call(request_body(take(rows, [index % count(rows) for index in range(batch)])))
-            answering[form] = call
-        except Exception as error:  # noqa: BLE001 - any library may fail to load or to run; the form is not measured
-            case.progress(f"{form} could not be measured: {line(error)}")
-    return measure(answering, rows, batches) if answering else {}
+    # What a native model prints for each call, such as a bar, would stand in the output of a command.
+    with quiet():
+        for form, (servable, content) in places.items():
+            case.progress(f"measuring {form}")
+            try:
+                call = opener(servable, content, signature)
+                for batch in batches:
+                    call(request_body(take(rows, [index % count(rows) for index in range(batch)])))
+                answering[form] = call
+            except Exception as error:  # noqa: BLE001 - any library may fail to load or to run; the form is not measured
+                case.progress(f"{form} could not be measured: {line(error)}")
+        return measure(answering, rows, batches) if answering else {}
 
 
 def _rows(case: Case) -> Rows | None:

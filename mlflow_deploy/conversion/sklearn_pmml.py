@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -72,11 +73,13 @@ def _build(native: NativeModel, method: str, dtype: str, folder: Path) -> Servab
     fields = [column.name for column in native.columns]
     pipeline = make_pmml_pipeline(model, active_fields=fields, target_fields=[_TARGET])
     path = folder / FILE
-    with _supported_version():
+    # It prints what Java says, and advice; that would stand in the output of a command, and holds the cause.
+    printed = io.StringIO()
+    with _supported_version(), contextlib.redirect_stdout(printed):
         try:
             sklearn2pmml(pipeline, str(path))
         except RuntimeError as error:
-            raise NotImplementedError(_cause(error)) from error
+            raise NotImplementedError(_cause(f"{printed.getvalue()}\n{error}")) from error
     path.write_text(_canonical(path.read_text(encoding="utf-8")), encoding="utf-8")
     if method == "predict_proba":
         name = SEPARATOR.join(f"probability({_shown(label)})" for label in model.classes_)
@@ -127,8 +130,8 @@ def _canonical(text: str) -> str:
     return re.sub(r"\s*<Timestamp>.*?</Timestamp>", "", text, count=1)
 
 
-def _cause(error: BaseException) -> str:
+def _cause(text: str) -> str:
     """The line of the converter's output that says what is wrong."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     told = [line for line in lines if re.match(r"(Exception|Caused by|SEVERE|java\.|[\w.]+Exception)", line)]
     return (told or lines or ["sklearn2pmml failed without saying why"])[-1][:300]

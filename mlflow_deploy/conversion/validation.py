@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,10 +47,14 @@ def from_path(path_or_uri: str | Path, *, label: str | None = None) -> Validatio
     return Validation(frame=_read(source), label=label, source=source)
 
 
-def from_run(run_id: str) -> Validation | None:
+VALIDATION = ("validation",)
+TRAINING = ("training", "train")
+
+
+def from_run(run_id: str, *, contexts: Sequence[str] = VALIDATION) -> Validation | None:
     """The validation rows of a run, or None when it has none.
 
-    Looks for a dataset input with the context `validation`, then for the artifact `validation/rows.parquet`.
+    Looks for a dataset input with such a context, then for the artifact `validation/rows.parquet`.
     The label is the one column that the signature of the run's model does not name. Rows that exist but
     cannot be read give a `Validation` whose `problem` says why.
 
@@ -65,7 +70,7 @@ def from_run(run_id: str) -> Validation | None:
         (
             _dataset_uri(item.dataset)
             for item in (run.inputs.dataset_inputs if run.inputs else ())
-            if any(tag.key == "mlflow.data.context" and tag.value == "validation" for tag in item.tags)
+            if any(tag.key == "mlflow.data.context" and tag.value in contexts for tag in item.tags)
         ),
         None,
     )

@@ -133,13 +133,16 @@ def save(
     options: SaveOptions,
     *,
     servable_options: Mapping[str, Any] | None = None,
+    precision: str = "fp32",
 ) -> None:
     """Save a model as a folder of the form's flavor; see the flavors' `save_model`."""
     from mlflow_deploy.flavors.make import make
 
     folder = Folder.begin(path, options)
     with tempfile.TemporaryDirectory(prefix="mlflow-deploy-flavor-") as work:
-        made = make(form, model, Path(work), folder.path, folder.meta, options, servable_options or {})
+        made = make(
+            form, model, Path(work), folder.path, folder.meta, options, servable_options or {}, precision
+        )
         folder.put(form.name, made)
     folder.finish(form.name, default_requirements(form), {})
 

@@ -23,7 +23,7 @@ from mlflow_deploy.bundle import (
     Servable,
 )
 from mlflow_deploy.conversion.existing import flavor_name
-from mlflow_deploy.errors import ConversionError, InvalidInput
+from mlflow_deploy.errors import ConfigError, ConversionError, InvalidInput
 from mlflow_deploy.flavors.base import Made
 from mlflow_deploy.flavors.native import is_native, save_native
 from mlflow_deploy.flavors.ports import plan_feeds
@@ -34,6 +34,7 @@ from mlflow_deploy.serving.signature import parse_signature
 if TYPE_CHECKING:
     from mlflow.models import Model, ModelSignature
 
+    from mlflow_deploy.conversion.validation import Validation
     from mlflow_deploy.flavors.base import Form, Port, SaveOptions
     from mlflow_deploy.serving.values import Array
 
@@ -49,6 +50,7 @@ def make(
     meta: Model,
     options: SaveOptions,
     servable_options: Mapping[str, Any],
+    precision: str = "fp32",
 ) -> Made:
     """Make a form and write signature and example into `meta` and `folder`.
 
@@ -59,8 +61,10 @@ def make(
         folder: the model folder that is being written.
         meta: its MLmodel file.
         servable_options: options of the form's runtime.
+        precision: what a model that is converted computes with.
 
     Raises:
+        ConfigError: a lower precision for what is already of this form.
         ConversionError: the model cannot be brought into this form, or answers differently in it.
     """
     local = mlflow_folder(model)
@@ -78,7 +82,16 @@ def make(
             signature=options.get("signature"),
         )
     if local is not None:
-        return _from_mlflow(form, local, work, folder, meta, options, servable_options)
+        rows = _validation(local) if isinstance(model, str) and _URI.match(model) else None
+        return _from_mlflow(
+            form, local, work, folder, meta, options, servable_options, precision=precision, validation=rows
+        )
+    if precision != "fp32":
+        raise ConfigError(
+            f"A finished {form.name} model keeps its precision",
+            why=f"precision={precision} was asked for",
+            hint="Give the model that it was made from",
+        )
     return _from_form(form, model, work, folder, meta, options, servable_options)
 
 
@@ -104,6 +117,9 @@ def _from_mlflow(
     meta: Model,
     options: SaveOptions,
     servable_options: Mapping[str, Any],
+    *,
+    precision: str,
+    validation: Validation | None,
 ) -> Made:
     from msgspec import structs
 
@@ -113,7 +129,7 @@ def _from_mlflow(
     native = read_meta(local)
     converted = work / "converted"
     converted.mkdir()
-    done = make_servable(local, converted, format=form.name)
+    done = make_servable(local, converted, format=form.name, precision=precision, validation=validation)
     meta.signature = options.get("signature") or native.signature
     if native.saved_input_example_info:
         meta.saved_input_example_info = native.saved_input_example_info
@@ -134,6 +150,15 @@ def _from_mlflow(
         },
         notes=done.notes,
     )
+
+
+def _validation(folder: Path) -> Validation | None:
+    """The validation rows of the run that made a logged model."""
+    from mlflow_deploy.conversion.native import read_meta
+    from mlflow_deploy.conversion.validation import from_run
+
+    run_id = read_meta(folder).run_id
+    return from_run(run_id) if run_id else None
 
 
 def source_of(folder: Path, meta: Model) -> ModelSource:

@@ -47,6 +47,7 @@ def save_model(
     path: str | Path,
     *,
     session_options: SessionOptions | None = None,
+    precision: str = "fp32",
     **options: Unpack[SaveOptions],
 ) -> None:
     """Save an ONNX model in MLflow's format.
@@ -56,20 +57,34 @@ def save_model(
             model to be converted: a fitted model with `input_example`, or the URI or folder of an MLflow model.
         path: where to; must not exist or be empty.
         session_options: how ONNX Runtime prepares the graph.
+        precision: fp32, fp16, int8, or auto for the fastest that passes; of a model that is converted.
         options: MLflow's own: `input_example`, `signature`, `pip_requirements`, `metadata`...
 
     Raises:
         ConversionError: the model cannot be converted, or its inputs do not fit the signature.
-        ConfigError: a session option that is not known.
+        ConfigError: a session option or precision that is not known, or a precision for what is already ONNX.
     """
-    base.save(FORM, model, path, options, servable_options=_checked(session_options or {}))
+    base.save(
+        FORM,
+        model,
+        path,
+        options,
+        servable_options=_checked(session_options or {}),
+        precision=precision,
+    )
 
 
 def log_model(
-    model: Any, *, session_options: SessionOptions | None = None, **options: Unpack[LogOptions]
+    model: Any,
+    *,
+    session_options: SessionOptions | None = None,
+    precision: str = "fp32",
+    **options: Unpack[LogOptions],
 ) -> ModelInfo:
     """Log an ONNX model to MLflow; arguments as of `save_model`, `name`, `registered_model_name`..."""
-    return base.log(sys.modules[__name__], model, options, session_options=session_options)
+    return base.log(
+        sys.modules[__name__], model, options, session_options=session_options, precision=precision
+    )
 
 
 def load_model(model_uri: str | Path, dst_path: str | None = None) -> Any:

@@ -131,7 +131,7 @@ def _outputs(path: Path, _: Mapping[str, Array] | None) -> Sequence[Port]:
 
 
 def _open(bundle: Bundle) -> Any:
-    from mlflow_deploy.serving.backends.base import load_model as load
+    from mlflow_deploy.serving.backends.pmml import load
     from mlflow_deploy.settings import ServingSettings
 
     return load(bundle, ServingSettings())

@@ -57,11 +57,19 @@ def save_model(
         options: MLflow's own: `input_example`, `signature`, `pip_requirements`, `metadata`...
 
     Raises:
+        ConfigError: the form is unknown, or pyfunc, which would lie on a disk in plaintext.
         SealError: a key cannot be had.
         ConversionError: the model cannot be brought into the form.
     """
     from mlflow_deploy.flavors.make import make
 
+    if form == "pyfunc":
+        raise ConfigError(
+            "A model cannot be sealed as pyfunc",
+            why="MLflow loads native models from a folder on the disk, imports code from there, and may read "
+            "its files at any later time",
+            hint=f"Seal one of its other forms, which open in memory: {', '.join(FORM_NAMES)}",
+        )
     sealing = read_keys(keys)
     inner = form_named(form or _form_of(model))
     folder = Folder.begin(path, options)

@@ -25,24 +25,28 @@ FLAVOR_NAME = "mlflow_deploy.tflite"
 _SIGNATURE = "serving_default"
 
 
-def save_model(model: Any, path: str | Path, **options: Unpack[SaveOptions]) -> None:
+def save_model(
+    model: Any, path: str | Path, *, precision: str = "fp32", **options: Unpack[SaveOptions]
+) -> None:
     """Save a TFLite model in MLflow's format.
 
     Args:
         model: the bytes of a TFLite model, or the path of a .tflite file; or a model to be converted: a
             Keras model with `input_example`, or the URI or folder of an MLflow model.
         path: where to; must not exist or be empty.
+        precision: fp32, fp16, int8, or auto for the fastest that passes; of a model that is converted.
         options: MLflow's own: `input_example`, `signature`, `pip_requirements`, `metadata`...
 
     Raises:
         ConversionError: the model cannot be converted, or its inputs do not fit the signature.
+        ConfigError: a precision that is not known, or for what is already TFLite.
     """
-    base.save(FORM, model, path, options)
+    base.save(FORM, model, path, options, precision=precision)
 
 
-def log_model(model: Any, **options: Unpack[LogOptions]) -> ModelInfo:
+def log_model(model: Any, *, precision: str = "fp32", **options: Unpack[LogOptions]) -> ModelInfo:
     """Log a TFLite model to MLflow; arguments as of `save_model`, `name`, `registered_model_name`..."""
-    return base.log(sys.modules[__name__], model, options)
+    return base.log(sys.modules[__name__], model, options, precision=precision)
 
 
 def load_model(model_uri: str | Path, dst_path: str | None = None) -> Any:

@@ -1,8 +1,7 @@
-"""The flavor contract over every flavor."""
+"""The flavor contract over every flavor; PMML's is in tests/integration/conversion/pmml_cases.py."""
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_wine
 from sklearn.ensemble import RandomForestClassifier
-from sklearn.linear_model import LogisticRegression
 
 from mlflow_deploy.flavors.table import flavor_module
 from mlflow_deploy.security.keys import KEY_VARIABLE, new_pair
@@ -56,18 +54,6 @@ class TestSealed(FlavorContract):
             options={"keys": f"file:{public}"},
             environment={KEY_VARIABLE: f"file:{private}"},
         )
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("java") is None, reason="PMML needs a Java runtime")
-class TestPmml(FlavorContract):
-    @pytest.fixture(scope="class")
-    @classmethod
-    def case(cls, wine: tuple[Any, Any]) -> FlavorCase:
-        # In PMML a forest answers missing values differently, which parity refuses.
-        features, labels = load_wine(return_X_y=True, as_frame=True)
-        model = LogisticRegression(max_iter=10_000).fit(features, labels)
-        return FlavorCase(flavor_module("pmml"), model, wine[1], model.predict(wine[1]))
 
 
 @pytest.mark.slow

@@ -1,8 +1,11 @@
-"""Boosters saved with the MLflow flavor of their library."""
+"""Boosters saved with the MLflow flavor of their library, and models converted in other processes."""
 
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -39,3 +42,23 @@ def save_booster(model: Any, inputs: Any, folder: Path, monkeypatch: pytest.Monk
             pip_requirements=[type(model).__module__.partition(".")[0]],
         )
     return folder
+
+
+def in_two_processes(script: str, work: Path, *arguments: Path) -> list[str]:
+    """What a program prints in two processes that hash differently; each gets a place under `work` to make."""
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(work / seed), *map(str, arguments)],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for seed in ("1", "2")
+    ]
+    printed = []
+    for process in started:
+        out, errors = process.communicate(timeout=200)
+        assert process.returncode == 0, errors[-2000:]
+        printed.append(out)
+    return printed

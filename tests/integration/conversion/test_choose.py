@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from mlflow_deploy.conversion.runners import open_runner
 from tests.integration.conversion.cases import HIST, mixed, scaled
 from tests.integration.conversion.conftest import SaveModel
 from tests.integration.conversion.rows import TEXTS, cancer, flights, iris
+from tests.integration.conversion.saving import in_two_processes
 
 
 def test_labels_stay_labels_and_the_example_travels_along(save: SaveModel, work: Path) -> None:
@@ -272,7 +272,7 @@ import warnings
 from pathlib import Path
 from mlflow_deploy.bundle import ModelSource, write_bundle
 from mlflow_deploy.conversion import make_servable
-model, work = Path(sys.argv[1]), Path(sys.argv[2])
+work, model = Path(sys.argv[1]), Path(sys.argv[2])
 work.mkdir()
 made = make_servable(model, work)
 documents = {"parity.json": made.parity.to_dict(), "example.json": made.example}
@@ -286,16 +286,7 @@ def test_the_same_model_gives_the_same_digest(save: SaveModel, work: Path) -> No
     inputs, answers = flights()
     folder = save(mixed(HIST(max_iter=5)).fit(inputs, answers), inputs)
 
-    digests = {
-        subprocess.run(
-            [sys.executable, "-c", SCRIPT, str(folder), str(work / seed)],
-            env=os.environ | {"PYTHONHASHSEED": seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-        for seed in ("1", "2")
-    }
+    digests = {text.strip() for text in in_two_processes(SCRIPT, work, folder)}
 
     assert len(digests) == 1
     assert digests.pop().startswith("sha256-")

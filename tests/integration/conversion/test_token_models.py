@@ -74,16 +74,17 @@ def test_forms_of_keras_agree_with_keras_on_every_token_or_are_not_made(tmp_path
 
     keras.utils.set_random_seed(1)
     layers = [keras.layers.Embedding(50, 8), keras.layers.Flatten(), keras.layers.Dense(3)]
-    model = keras.Sequential([keras.Input((6,), dtype="int32"), *layers])
-    forms = Forms(save_keras(model, TOKENS.astype(np.int32), tmp_path / "model"), tmp_path / "work")
+    model = keras.Sequential([keras.Input((3,), dtype="int32"), *layers])
+    rows = TOKENS[:, :3].astype(np.int32)
+    forms = Forms(save_keras(model, rows, tmp_path / "model"), tmp_path / "work")
     made = {
         form: outcome for form in ("onnx", "savedmodel") if isinstance(outcome := forms.outcome(form), Made)
     }
     assert "onnx" in made
     for token in (-1, -50, 49, 50, -(2**31)):
-        rows = {"": with_token(token)[""].astype(np.int32)}
-        answers = [answer_of(forms.native.predict, rows)]
-        answers += [answer_of(open_runner(each.servable, each.content).run, rows) for each in made.values()]
+        one = {"": with_token(token)[""][:, :3].astype(np.int32)}
+        answers = [answer_of(forms.native.predict, one)]
+        answers += [answer_of(open_runner(each.servable, each.content).run, one) for each in made.values()]
         for other in answers[1:]:
             assert (other is None) == (answers[0] is None), (token, answers)
             if other is not None:

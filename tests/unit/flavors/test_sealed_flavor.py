@@ -26,7 +26,7 @@ from mlflow_deploy.flavors import onnx as onnx_flavor
 from mlflow_deploy.flavors import sealed
 from mlflow_deploy.security.errors import KeyUnavailable, SealTampered, WrongKey
 from mlflow_deploy.security.keys import KEY_VARIABLE, new_pair, new_secret
-from mlflow_deploy.security.sealing import read_seal
+from mlflow_deploy.security.seal_format import read_seal
 
 ROWS = np.linspace(-1, 1, 20, dtype=np.float32).reshape(5, 4)
 MARKER = b"\x5a\xa5plaintext of the weights\x5a\xa5"
@@ -206,11 +206,13 @@ def test_unsealed_is_the_flavor_inside(folder: Path, expected: Any, tmp_path: Pa
     assert onnx_flavor.load_model(tmp_path / "plain") is not None
 
 
-def test_sealing_twice_and_without_key_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_sealing_twice_without_key_or_as_pyfunc_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="already sealed"):
         sealed.save_model(folder / "sealed", tmp_path / "a", keys=f"file:{folder}/team.pub.pem")
     with pytest.raises(ConfigError, match="needs a key"):
         sealed.save_model(folder / "model.onnx", tmp_path / "b", keys=[])
+    with pytest.raises(ConfigError, match=r"sealed as pyfunc\..*Seal one of its other forms"):
+        sealed.save_model(folder / "model.onnx", tmp_path / "b", form="pyfunc", keys=f"file:{folder}/ops.key")
     assert not (tmp_path / "b").exists()
 
 

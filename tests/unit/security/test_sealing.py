@@ -12,7 +12,8 @@ from mlflow_deploy.errors import DeployError
 from mlflow_deploy.security import sealing
 from mlflow_deploy.security.errors import NotSealed, SealError, SealTampered, SealTruncated, WrongKey
 from mlflow_deploy.security.keys import Key, new_pair
-from mlflow_deploy.security.sealing import open_sealed, read_seal, rewrap, seal
+from mlflow_deploy.security.seal_format import MAGIC, Header, SealedFile, nonce, read_seal
+from mlflow_deploy.security.sealing import open_sealed, rewrap, seal
 
 CHUNK = 64
 
@@ -113,7 +114,7 @@ def test_every_cut_is_refused(tmp_path: Path, secret: Key) -> None:
     whole = path.read_bytes()
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
-        with pytest.raises(SealTruncated if length >= len(sealing.MAGIC) else NotSealed):
+        with pytest.raises(SealTruncated if length >= len(MAGIC) else NotSealed):
             open_sealed(path, secret)
 
 
@@ -152,9 +153,9 @@ def test_last_chunk_is_marked_so_that_a_prefix_is_no_whole(tmp_path: Path, secre
     """The second line of defence: even with the commitment recomputed the shorter stream fails."""
     path, _ = sealed_of(tmp_path, secret, {"a": 4 * CHUNK})
     found = read_seal(path)
-    three = sealing.Header(CHUNK, found.header.nonce_prefix, (sealing.SealedFile("a", 3 * CHUNK),))
-    assert sealing._nonce(found.header, 2) != sealing._nonce(three, 2)
-    assert sealing._nonce(found.header, 1) == sealing._nonce(three, 1)
+    three = Header(CHUNK, found.header.nonce_prefix, (SealedFile("a", 3 * CHUNK),))
+    assert nonce(found.header, 2) != nonce(three, 2)
+    assert nonce(found.header, 1) == nonce(three, 1)
 
 
 def test_name_that_leads_outside_is_refused(
@@ -165,7 +166,7 @@ def test_name_that_leads_outside_is_refused(
         with pytest.raises(ValueError, match="cannot be the name"):
             seal({name: tmp_path / "a"}, tmp_path / "out", [secret])
     # Whoever has the public key can seal with a program of their own.
-    monkeypatch.setattr(sealing, "_checked_name", lambda name: name)
+    monkeypatch.setattr(sealing, "checked_name", lambda name: name)
     seal({"../a": tmp_path / "a"}, tmp_path / "out", [secret])
     monkeypatch.undo()
     with pytest.raises(SealTampered, match="header"):
@@ -200,20 +201,19 @@ def test_header_of_a_later_version_says_so(
     tmp_path: Path, secret: Key, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a").write_bytes(b"x")
-    original = sealing.Header
 
-    def later(**fields: object) -> sealing.Header:
-        return original(**fields, version=2)  # type: ignore[arg-type]
+    def later(**fields: object) -> Header:
+        return Header(**fields, version=2)  # type: ignore[arg-type]
 
     monkeypatch.setattr(sealing, "Header", later)
     seal({"a": tmp_path / "a"}, tmp_path / "out", [secret])
-    monkeypatch.setattr(sealing, "Header", original)
+    monkeypatch.undo()
     with pytest.raises(NotSealed, match="version 2"):
         open_sealed(tmp_path / "out", secret)
 
 
 def test_absurd_lengths_are_refused_before_anything_is_read(tmp_path: Path, secret: Key) -> None:
     path = tmp_path / "huge"
-    path.write_bytes(sealing.MAGIC + struct.pack(">I", 0xFFFFFFFF) + b"x" * 100)
+    path.write_bytes(MAGIC + struct.pack(">I", 0xFFFFFFFF) + b"x" * 100)
     with pytest.raises(SealTampered, match="length of its header"):
         open_sealed(path, secret)
