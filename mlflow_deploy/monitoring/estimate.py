@@ -11,8 +11,8 @@ import numpy as np
 
 from mlflow_deploy.errors import ConfigError
 from mlflow_deploy.monitoring.answers import Floats, class_codes, given_column, given_matrix
+from mlflow_deploy.monitoring.measured import MIN_ROWS, PerformanceReport
 from mlflow_deploy.monitoring.metrics import ALIASES
-from mlflow_deploy.monitoring.performance import MIN_ROWS, PerformanceReport
 from mlflow_deploy.monitoring.profile import PREDICTION, ReferenceProfile
 from mlflow_deploy.monitoring.quality import ReferenceQuality, term_columns
 from mlflow_deploy.monitoring.tables import Data, Table, open_table

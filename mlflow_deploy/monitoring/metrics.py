@@ -11,11 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from mlflow_deploy.monitoring.answers import Answers, Codes, Floats
+from mlflow_deploy.monitoring.definitions import LOWER_IS_BETTER as LOWER_IS_BETTER
 
 FEW_CLASSES = 10
 """Up to so many classes, each gets its own precision, recall and F1."""
-
-LOWER_IS_BETTER = frozenset({"log_loss", "brier", "mae", "rmse", "median_ae"})
 
 _SMALLEST = float(np.finfo(np.float64).eps)
 

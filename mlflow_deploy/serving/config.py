@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from mlflow_deploy.errors import ConfigError, UnknownSetting
-from mlflow_deploy.settings import ServingSettings
+from mlflow_deploy.settings import CaptureSettings, ServingSettings
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -23,12 +23,16 @@ class ServerConfig:
         revision: number of the revision.
         serving: how the server runs.
         control: secret of the deployment's own commands; empty = they cannot ask this server for anything.
+        data: the deployment's data folder; empty = nothing is captured, and no label is taken.
+        capture: which requests are kept there.
     """
 
     deployment: str = ""
     revision: int = 0
     serving: ServingSettings = dataclasses.field(default_factory=ServingSettings)
     control: str = ""
+    data: str = ""
+    capture: CaptureSettings = dataclasses.field(default_factory=CaptureSettings)
 
 
 def read_config(path: Path | None) -> ServerConfig:
@@ -49,15 +53,21 @@ def read_config(path: Path | None) -> ServerConfig:
 
 def parse_config(document: Any) -> ServerConfig:
     """The configuration in a parsed settings file; same errors as `read_config`."""
-    if not isinstance(document, dict) or not isinstance(document.get("serving", {}), dict):
-        raise ConfigError("The settings file must hold a JSON object, and `serving` in it another")
+    groups: dict[str, type[Any]] = {"serving": ServingSettings, "capture": CaptureSettings}
+    if not isinstance(document, dict) or not all(isinstance(document.get(key, {}), dict) for key in groups):
+        raise ConfigError(
+            "The settings file must hold a JSON object, and `serving` and `capture` in it others"
+        )
     _refuse_unknown(document, ServerConfig)
-    _refuse_unknown(document.get("serving", {}), ServingSettings)
+    for key, group in groups.items():
+        _refuse_unknown(document.get(key, {}), group)
     try:
         config = msgspec.convert(document, ServerConfig)
     except msgspec.ValidationError as error:
         raise ConfigError("The settings file has a value that cannot be used", why=str(error)) from error
     _check(config.serving)
+    if refusal := config.capture.refusal():
+        raise ConfigError("The settings file has a value that cannot be used", why=refusal)
     return config
 
 

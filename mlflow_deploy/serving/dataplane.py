@@ -37,6 +37,8 @@ class DataPlane:
     def __init__(self, model: Model, settings: ServingSettings) -> None:
         self.model = model
         self.inputs = ModelInputs(model)
+        # What the capture keeps of a call before the model computes it; None when nothing is captured.
+        self.keep: Callable[[Any], Any] | None = None
         self._deadline = settings.deadline_seconds
         self.admission = Admission(concurrency(settings), settings.queue_size, settings.deadline_seconds)
         self._batcher: Batcher | None = None
@@ -62,6 +64,8 @@ class DataPlane:
         deadline, admission = self._deadline, self.admission
         admission.enter(request.arrived)
         request.call = call
+        if self.keep is not None:
+            call.asked = self.keep(call.data)
         if self._aside is not None:
             return self._predict_aside(self._aside, call, request)
         call.begun = perf_counter()
@@ -89,6 +93,8 @@ class DataPlane:
             call.data = None
         if deadline and call.ended > call.expires:
             raise DeadlineExceeded(deadline)
+        if self.keep is not None:
+            call.answer = result
         return result
 
     def collect(self, call: Call, request: Asking, finish: Callable[[Any], Any], resume: Resume) -> bool:
@@ -110,6 +116,8 @@ class DataPlane:
         if not self.admission.enter_at_once():
             return False
         request.call = call
+        if self.keep is not None:
+            call.asked = self.keep(call.data)
         call.begun = perf_counter()
         if self._deadline:
             call.expires = request.arrived + self._deadline
@@ -122,6 +130,8 @@ class DataPlane:
                     raise DeadlineExceeded(self._deadline) from error
                 if error is not None:
                     raise error
+                if self.keep is not None:
+                    call.answer = result
                 answer = finish(result)
             except Exception as raised:  # noqa: BLE001 - it becomes an answer and a log line
                 resume(None, raised)
@@ -145,6 +155,8 @@ class DataPlane:
         call.ended = perf_counter()
         call.batch = call.rows
         call.data = None
+        if self.keep is not None:
+            call.answer = result
         return result
 
     def tick(self) -> None:

@@ -22,6 +22,8 @@ from mlflow_deploy.serving.metrics import (
     BATCH,
     BATCHED,
     BATCHES,
+    CAPTURED,
+    LABELS,
     LATENCY,
     LOAD,
     MODEL,
@@ -33,6 +35,8 @@ from mlflow_deploy.serving.metrics import (
     SECONDS,
     STATUSES,
     TIMED,
+    UNCAPTURED,
+    UNWRITTEN,
     WAITING,
     SharedMetrics,
 )
@@ -73,7 +77,23 @@ class _Collector(Collector):
         yield _gauge("mlflow_deploy_queue_length", "Requests waiting for the model", self._sum[WAITING])
         load = max(row[LOAD] for row in self._rows)
         yield _gauge("mlflow_deploy_load_seconds", "Time to load and warm up the model, slowest worker", load)
+        yield from self._captured()
         yield from self._processes()
+
+    def _captured(self) -> Iterator[Metric]:
+        for name, doc, cell in (
+            ("mlflow_deploy_captured_requests", "Requests that were captured", CAPTURED),
+            (
+                "mlflow_deploy_capture_drops",
+                "Requests that were not captured although they should",
+                UNCAPTURED,
+            ),
+            ("mlflow_deploy_capture_write_errors", "Writes of captured requests that failed", UNWRITTEN),
+            ("mlflow_deploy_feedback_labels", "Labels that came by /feedback", LABELS),
+        ):
+            family = CounterMetricFamily(name, doc)
+            family.add_metric([], self._sum[cell])
+            yield family
 
     def _requests(self) -> Iterator[Metric]:
         counter = CounterMetricFamily(

@@ -136,7 +136,7 @@ Handler = Callable[[Request], Response | None]
 class Route:
     """A handler, the method it takes, the protocol it is counted under, and how it words its errors."""
 
-    __slots__ = ("error_body", "handler", "method", "protocol", "scope")
+    __slots__ = ("error_body", "handler", "method", "predicts", "protocol", "scope")
 
     def __init__(
         self,
@@ -151,6 +151,7 @@ class Route:
         self.handler = handler
         self.protocol = PROTOCOLS.index(protocol)
         self.scope = scope
+        self.predicts = scope == "predict" and protocol != "other"
         self.error_body = error_body or json_error
 
 
@@ -171,6 +172,7 @@ class App:
     ) -> None:
         self._metrics = worker.metrics
         self._recorder = worker.recorder
+        self._capture = worker.capture
         self._routes = routes
         self._prefixes = tuple(prefixes)
         self._guard = guard
@@ -211,7 +213,7 @@ class App:
         path = environ["PATH_INFO"]
         route = self._routes.get(path) or self._find(path)
         taking: Taking | None = None
-        if self._recorder.on and route.scope == "predict":
+        if self._recorder.on and route.predicts:
             taking = self._recorder.begin(environ, given)
         if not wait:
             request.resume = functools.partial(self._close, request, route, taking, send)
@@ -252,6 +254,8 @@ class App:
         if taking is not None:
             taking.end(response.status, response.body, headers, seconds)
         send(response.status, headers, response.body)
+        if self._capture is not None and route.predicts:
+            self._capture.put(request.id, request.arrived, seconds, response.status, request.call)
 
     def _find(self, path: str) -> Route:
         for prefix, route in self._prefixes:

@@ -22,7 +22,7 @@ from mlflow_deploy.bundle import (
     ModelSource,
     Servable,
 )
-from mlflow_deploy.serving.backends.base import load_model
+from mlflow_deploy.serving.backends.base import Model, load_model
 from mlflow_deploy.settings import ServingSettings
 
 
@@ -41,6 +41,18 @@ def open_in_process(
     Raises:
         Exception: whatever the back end raises.
     """
+    model, _ = load_in_process(servable, content, signature)
+
+    def answer(body: bytes) -> bytes:
+        return model.to_json(model.run(model.parse_json(body)))
+
+    return answer
+
+
+def load_in_process(
+    servable: Servable, content: Path, signature: Mapping[str, Any] | None
+) -> tuple[Model, Bundle]:
+    """The same as the model itself, and the bundle that was made for it, without a name and digests."""
     root = Path(tempfile.mkdtemp(prefix="mlflow-deploy-"))
     # A copy that costs nothing where the file system can, since MLflow takes no model folder that is a link.
     shutil.copytree(content, root / SERVABLE, copy_function=_link_or_copy)
@@ -49,14 +61,11 @@ def open_in_process(
         (root / SIGNATURE).write_bytes(msgspec.json.encode(signature))
         files[SIGNATURE] = FileEntry(sha256="", bytes=0)
     manifest = Manifest(schema=SCHEMA, model=ModelSource(uri=""), servable=servable, files=files)
-    model = load_model(Bundle(path=root, manifest=manifest, digest=""), ServingSettings())
-
-    def answer(body: bytes) -> bytes:
-        return model.to_json(model.run(model.parse_json(body)))
-
-    # Some back ends read their files late, so the folder lives as long as the function.
-    weakref.finalize(answer, shutil.rmtree, root)
-    return answer
+    bundle = Bundle(path=root, manifest=manifest, digest="")
+    model = load_model(bundle, ServingSettings())
+    # Some back ends read their files late, so the folder lives as long as the model.
+    weakref.finalize(model, shutil.rmtree, root)
+    return model, bundle
 
 
 def _link_or_copy(source: str, target: str) -> None:

@@ -43,6 +43,7 @@ def document(worker: Worker) -> dict[str, Any]:
         },
         "paths": {
             "/invocations": {"post": _invocations(body)},
+            **({"/feedback": {"post": _feedback()}} if worker.config.data else {}),
             f"/v2/models/{name}/infer": {"post": _infer()},
             f"/v2/models/{name}": {"get": _plain("Metadata of the model", ready=True)},
             "/v2/health/ready": {"get": _plain("Whether the model is ready", ready=True)},
@@ -68,6 +69,32 @@ def _invocations(body: dict[str, Any]) -> dict[str, Any]:
         "responses": {
             "200": {"description": "Predictions", "content": {"application/json": {"schema": predictions}}},
             **_errors(400, 401, 403, 413, 415, 429, 500, 503, 504),
+        },
+    }
+
+
+def _feedback() -> dict[str, Any]:
+    value: dict[str, Any] = {"type": ["string", "number", "boolean"]}
+    label = {
+        "type": "object",
+        "required": ["label"],
+        "properties": {
+            "label": {"anyOf": [value, {"type": "array", "items": value, "minItems": 1}]},
+            "request_id": {"type": "string"},
+            "key": {"type": ["string", "number"]},
+            "row": {"type": "integer", "minimum": 0},
+            "time": {"type": "string", "format": "date-time"},
+        },
+    }
+    accepted = {"type": "object", "properties": {"accepted": {"type": "integer"}}}
+    schema = {"anyOf": [label, {"type": "array", "items": label, "minItems": 1}]}
+    return {
+        "summary": "True answers that came later, by the request id or the key of the prediction",
+        "operationId": "feedback",
+        "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
+        "responses": {
+            "200": {"description": "Kept", "content": {"application/json": {"schema": accepted}}},
+            **_errors(400, 401, 403, 413, 503),
         },
     }
 

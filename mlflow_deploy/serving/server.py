@@ -24,7 +24,7 @@ from granian.server.mp import MPServer
 from mlflow_deploy.serving.auth import Guard
 from mlflow_deploy.serving.http import App
 from mlflow_deploy.serving.logs import logger
-from mlflow_deploy.serving.protocols import admin, info, mlflow, oip
+from mlflow_deploy.serving.protocols import admin, feedback, info, mlflow, oip
 from mlflow_deploy.serving.scheduling import give_way
 from mlflow_deploy.serving.tuning import concurrency
 from mlflow_deploy.serving.worker import Launch, Worker
@@ -175,6 +175,7 @@ def make_app(worker: Worker, guard: Guard | None = None) -> App:
     """The HTTP application over a worker's state."""
     table, prefixes = oip.routes(worker)
     own = {**info.routes(worker), **admin.routes(worker, guard), **mlflow.routes(worker)}
+    own |= feedback.routes(worker)
     return App(worker, {**own, **table}, prefixes, guard)
 
 

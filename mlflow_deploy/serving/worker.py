@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -20,6 +20,9 @@ from mlflow_deploy.serving.dataplane import DataPlane
 from mlflow_deploy.serving.logs import logger
 from mlflow_deploy.serving.metrics import SharedMetrics, WorkerMetrics
 from mlflow_deploy.serving.recorder import Recorder, SharedRecorder
+
+if TYPE_CHECKING:
+    from mlflow_deploy.serving.capture import Capture
 
 _TICK_SECONDS = 0.25
 
@@ -51,6 +54,11 @@ class Worker:
         self.metrics = WorkerMetrics(launch.shared, number)
         self.recorder = Recorder(launch.recorder, number)
         self.plane: DataPlane | None = None
+        self.capture: Capture | None = None
+        if launch.config.data and launch.config.capture.enabled:
+            from mlflow_deploy.serving.capture import Capture
+
+            self.capture = Capture(launch.bundle, launch.config)
 
     @property
     def ready(self) -> bool:
@@ -69,6 +77,9 @@ class Worker:
         plane = DataPlane(model, self.settings)
         if self.settings.warm_up:
             _warm_up(plane, self.bundle)
+        if self.capture is not None:
+            plane.keep = self.capture.keep
+            self.capture.start(model, self.metrics)
         seconds = time.perf_counter() - begun
         self.metrics.loaded(seconds)
         self.plane = plane

@@ -29,6 +29,8 @@ class Call(msgspec.Struct, gc=False):
         begun: when the model call began; 0 as long as it has not.
         ended: when it ended.
         batch: rows of the model call that this call led, 0 when it was computed in another's.
+        asked: what `data` was, for the capture; None when nothing is captured.
+        answer: the result, for the same.
     """
 
     data: Any
@@ -38,6 +40,8 @@ class Call(msgspec.Struct, gc=False):
     begun: float = 0.0
     ended: float = 0.0
     batch: int = 0
+    asked: Any = None
+    answer: Any = None
 
 
 @dataclass(frozen=True)

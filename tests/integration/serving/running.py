@@ -64,13 +64,17 @@ def spawn(
     port: int = 0,
     deployment: str = "toy",
     prefix: tuple[str, ...] = (),
+    data: Path | None = None,
+    capture: dict[str, Any] | None = None,
     **serving: Any,
 ) -> Running:
     """Start a server and return at once."""
     folder.mkdir(parents=True, exist_ok=True)
     port = port or free_port()
     settings = folder / f"settings-{port}.json"
-    settings.write_text(json.dumps({"deployment": deployment, "revision": 3, "serving": serving}))
+    document = {"deployment": deployment, "revision": 3, "serving": serving}
+    document |= {"data": os.fspath(data or ""), "capture": capture or {}}
+    settings.write_text(json.dumps(document))
     log = folder / f"log-{port}-{time.monotonic_ns()}"
     command = [*prefix, sys.executable, "-m", "mlflow_deploy.serving", "--bundle", os.fspath(bundle)]
     command += ["--port", str(port), "--settings", os.fspath(settings), *arguments]

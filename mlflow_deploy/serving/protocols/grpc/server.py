@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import itertools
 import json
+import os
+import random
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -109,6 +112,8 @@ class Service:
         self._names = tensors.names(worker.config.deployment, source.name)
         self._version = source.version or "1"
         self._new = messages()
+        self._prefix = f"{os.getpid():x}-{random.getrandbits(40):010x}-g"
+        self._counter = itertools.count(1)
 
     def answering(self, name: str) -> Callable[[Any, Any], Any]:
         """The function for a method, which counts, checks the token and words errors."""
@@ -132,11 +137,19 @@ class Service:
             finally:
                 ended = perf_counter()
                 self._worker.metrics.answered(_PROTOCOL, status, clock.arrived, ended, clock.call)
+                if self._worker.capture is not None and name == "ModelInfer":
+                    given = self._id(request, context)
+                    self._worker.capture.put(given, clock.arrived, ended - clock.arrived, status, clock.call)
                 if self._worker.recorder.on and name == "ModelInfer":
                     sent = dict(context.invocation_metadata())
                     self._record(request, response, sent, status, ended - clock.arrived)
 
         return answer
+
+    def _id(self, request: Any, context: Any) -> str:
+        """The id of a request: the one of HTTP, or the protocol's own, or one of ours."""
+        sent = str(dict(context.invocation_metadata()).get("x-request-id", ""))
+        return sent or request.id or f"{self._prefix}{next(self._counter):x}"
 
     def ServerLive(self, request: Any, clock: Clock) -> Any:  # noqa: N802 - the protocol's names
         """The process answers."""
