@@ -74,7 +74,7 @@ def build(
     from mlflow_deploy.progress import live_progress
 
     with live_progress() as progress:
-        spec, bundle = _prepared(model_uri, pairs, config_file, platform, progress)
+        spec, bundle = _prepared(model_uri, pairs, config_file, platform, progress, engine=output is None)
         if output is not None:
             _write(bundle, spec, output, progress, refresh=refresh, as_json=as_json)
             return
@@ -108,7 +108,7 @@ def push(
     with live_progress() as progress:
         name = model_uri_or_image
         if _is_model(name):
-            spec, bundle = _prepared(name, pairs, config_file, platform, progress)
+            spec, bundle = _prepared(name, pairs, config_file, platform, progress, engine=True)
             name = _build(bundle, spec, progress, refresh=refresh, pull=False).name
         digest = push_image(name, progress)
     click.echo(json.dumps({"name": name, "digest": digest}) if as_json else f"Pushed {name} as {digest}")
@@ -206,10 +206,17 @@ def _prepared(
     config_file: Path | None,
     platform: str | None,
     progress: Progress,
+    *,
+    engine: bool,
 ) -> tuple[ImageSpec, Bundle]:
-    """The image's spec and the bundle to put into it; a folder with a bundle is taken as it is."""
+    """The image's spec and the bundle to put into it; a folder with a bundle is taken as it is.
+
+    Args:
+        engine: the image will be built here, so that a missing engine is told before a model is converted.
+    """
     from mlflow_deploy.bundle import MANIFEST, read_bundle
     from mlflow_deploy.config import parse_spec, read_spec_file
+    from mlflow_deploy.images.engine import connect
     from mlflow_deploy.images.spec import parse_image_spec
     from mlflow_deploy.lifecycle.release import prepare
 
@@ -222,6 +229,9 @@ def _prepared(
     }
     spec = parse_image_spec(config)
     deployment = parse_spec(deploy)
+    if engine:
+        with connect():
+            progress("The engine answers")
     if (Path(model_uri) / MANIFEST).is_file():
         return spec, read_bundle(Path(model_uri))
     return spec, prepare(model_uri, deployment, progress)

@@ -52,7 +52,19 @@ def deployments_view(deployments: Sequence[dict[str, Any]], *, revisions: bool =
             parts.append(escape(f"{row['name']}: {_rollout(rollout, row['traffic'])}"))
         if row["detail"]:
             parts.append(escape(f"{row['name']}: {row['detail']}"))
+        if words := _monitors(row["monitors"], revisions=revisions):
+            parts.append(escape(f"{row['name']}: {words}"))
     return Group(*parts)
+
+
+def _monitors(monitors: dict[str, Any], *, revisions: bool) -> str:
+    """How the monitors are, in words; of healthy ones only where a single deployment is shown."""
+    if monitors["job"] in ("running", "off") and not revisions:
+        return ""
+    if monitors["job"] == "off":
+        return "no monitors"
+    kinds = " and ".join(monitors["kinds"])
+    return f"monitors of {kinds}, windows of {monitors['window']}: {monitors['job']}"
 
 
 def _table(deployments: Sequence[dict[str, Any]]) -> RenderableType:

@@ -5,13 +5,20 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
 from mlflow_deploy.bundle import ModelSource, folder_digest
-from mlflow_deploy.errors import DeployError, ModelCorrupt, ModelNotFound, RegistryUnreachable, nearest
+from mlflow_deploy.errors import (
+    DeployError,
+    ModelCorrupt,
+    ModelNotFound,
+    RegistryRefused,
+    RegistryUnreachable,
+    nearest,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -91,11 +98,82 @@ def fetch(model: ResolvedModel, folder: Path) -> tuple[Path, ModelSource]:
     else:
         import mlflow
 
-        with _registry_errors(model.asked):
+        with registry_errors(model.asked):
             path = Path(mlflow.artifacts.download_artifacts(artifact_uri=model.uri, dst_path=str(folder)))
         # MLflow adds it to downloads by models:/ URIs; the model is the same without it.
         (path / "registered_model_meta").unlink(missing_ok=True)
     return path, _describe(model, path)
+
+
+def versions_of(model: ResolvedModel) -> list[ModelVersion]:
+    """The registered versions that a model is, also when it was named by a run or by its id.
+
+    Empty for a model that is registered nowhere, such as a folder.
+
+    Raises:
+        RegistryUnreachable: the MLflow server does not answer.
+    """
+    if not (model.name or model.model_id or model.run_id):
+        return []
+    import mlflow
+
+    with registry_errors(model.asked):
+        client = mlflow.MlflowClient()
+        if model.name:
+            return [client.get_model_version(model.name, model.version)]
+        found: list[ModelVersion] = []
+        ids = {model.model_id} if model.model_id else set()
+        if not ids and model.run_id:
+            found += client.search_model_versions(f"run_id='{model.run_id}'")
+            outputs = client.get_run(model.run_id).outputs
+            ids = {each.model_id for each in outputs.model_outputs} if outputs else set()
+        for model_id in sorted(ids):
+            found += client.search_model_versions(f"source_path='models:/{model_id}'")
+        return found
+
+
+def registered_model(name: str) -> tuple[list[ModelVersion], dict[str, str]]:
+    """All versions of a registered model, the oldest first, and alias -> version.
+
+    Raises:
+        ModelNotFound: there is none of this name.
+        RegistryUnreachable: the MLflow server does not answer.
+    """
+    import mlflow
+
+    with registry_errors(f"models:/{name}"):
+        client = mlflow.MlflowClient()
+        aliases = client.get_registered_model(name).aliases
+        quoted = name.replace("'", "''")
+        found: list[ModelVersion] = []
+        token: str | None = None
+        while True:
+            page = client.search_model_versions(f"name='{quoted}'", page_token=token)
+            found += page
+            token = page.token
+            if not token:
+                break
+    found.sort(key=lambda each: int(each.version))
+    return found, {str(alias): str(version) for alias, version in aliases.items()}
+
+
+def tag_version(name: str, version: str, tags: Mapping[str, str | None]) -> None:
+    """Set tags of a model version; a value of None removes the tag.
+
+    Raises:
+        ModelNotFound: there is no such version.
+        RegistryUnreachable: the MLflow server does not answer.
+    """
+    import mlflow
+
+    with registry_errors(f"models:/{name}/{version}"):
+        client = mlflow.MlflowClient()
+        present = client.get_model_version(name, version).tags
+        for key, value in tags.items():
+            if value is not None:
+                client.set_model_version_tag(name, version, key, value)
+            elif key in present:
+                client.delete_model_version_tag(name, version, key)
 
 
 def _describe(model: ResolvedModel, path: Path) -> ModelSource:
@@ -121,7 +199,7 @@ def _describe(model: ResolvedModel, path: Path) -> ModelSource:
 def _resolve_registered(asked: str, rest: str) -> ResolvedModel:
     import mlflow
 
-    with _registry_errors(asked):
+    with registry_errors(asked):
         client = mlflow.MlflowClient()
         if _MODEL_ID.fullmatch(rest):
             logged = client.get_logged_model(rest)
@@ -169,7 +247,7 @@ def _newest(client: MlflowClient, asked: str, name: str, stage: str) -> ModelVer
 
 
 @contextlib.contextmanager
-def _registry_errors(asked: str) -> Iterator[None]:
+def registry_errors(asked: str) -> Iterator[None]:
     """Turn what MLflow raises into errors that say what to do; ask first whether its server answers."""
     import mlflow
     import requests
@@ -196,6 +274,20 @@ def _registry_errors(asked: str) -> Iterator[None]:
         raise RegistryUnreachable(registry, str(error)) from error
     except (OSError, ValueError) as error:
         raise ModelNotFound(asked, why=str(error)) from error
+
+
+@contextlib.contextmanager
+def registry_changes(what: str) -> Iterator[None]:
+    """The same around calls that change something.
+
+    Args:
+        what: what is changed, for the message.
+    """
+    try:
+        with registry_errors(what):
+            yield
+    except ModelNotFound as error:
+        raise RegistryRefused(what, error.why) from error
 
 
 def _preflight(server: str) -> None:

@@ -22,14 +22,18 @@ from mlflow_deploy.errors import (
     NoRollout,
     NothingToRollBack,
     RevisionNotFound,
+    StateWriteFailed,
 )
 from mlflow_deploy.lifecycle.gateways import choose_gateway, keep_address
 from mlflow_deploy.lifecycle.history import last_update, rolled_back
+from mlflow_deploy.lifecycle.label_source import label_source
+from mlflow_deploy.lifecycle.monitors import attached
+from mlflow_deploy.lifecycle.quarantine_marks import in_quarantine, marks, refuse_marked
+from mlflow_deploy.lifecycle.records.recorder import recorded
 from mlflow_deploy.lifecycle.registry import resolve
 from mlflow_deploy.lifecycle.steps import (
     Progress,
     bundle_of,
-    clear,
     make_bundle,
     make_revision,
     next_number,
@@ -50,25 +54,29 @@ def create(
     flavor: str | None = None,
     config: Mapping[str, Any] | None = None,
     label: str = "",
+    evidence: Mapping[str, Any] | None = None,
+    checked: Bundle | None = None,
     progress: Progress,
 ) -> dict[str, Any]:
     """Deploy a model version under a new name and return its description when it answers.
 
     Args:
         label: name of the revision within the deployment.
+        evidence: what speaks for it, such as the report of the gates; the release record keeps it.
+        checked: the bundle that the gates have checked, which is deployed then; None to make it.
 
     Raises:
         DeployError: nothing was deployed and nothing was left behind.
     """
     check_name(name)
     spec, note = choose_gateway(target, name, parse_spec(config, flavor=flavor), progress)
-    with target.lock(name):
-        clear(target, name)
+    with recorded(target, name) as recorder:
         if target.read_record(name) is not None:
             raise DeploymentExists(name, target.name)
         try:
             port = target.reserve_address(name, spec.host, spec.port)
-            revision, bundle = make_revision(1, model_uri, spec, progress, label=label)
+            revision, bundle = make_revision(1, model_uri, spec, progress, label=label, checked=checked)
+            recorder.intend("create", revision=revision, evidence=evidence)
             record = DeploymentRecord(
                 name=name,
                 phase="creating",
@@ -87,7 +95,8 @@ def create(
         except BaseException:
             target.remove(name)
             raise
-        return describe(target, record)
+        described = describe(target, record)
+    return {**described, "release": recorder.summary}
 
 
 def update(
@@ -98,6 +107,8 @@ def update(
     flavor: str | None = None,
     config: Mapping[str, Any] | None = None,
     label: str = "",
+    evidence: Mapping[str, Any] | None = None,
+    checked: Bundle | None = None,
     progress: Progress,
 ) -> dict[str, Any]:
     """Replace what a deployment serves. The old revision serves until the new one is ready.
@@ -106,13 +117,14 @@ def update(
 
     Args:
         label: name of the new revision within the deployment.
+        evidence: what speaks for it, such as the report of the gates; the release record keeps it.
+        checked: the bundle that the gates have checked, which is deployed then; None to make it.
 
     Raises:
         DeployError: the old revision serves on, as before.
     """
     check_name(name)
-    with target.lock(name):
-        clear(target, name)
+    with recorded(target, name) as recorder:
         record = settle(target, target.require(name))
         stable = record.stable
         spec = parse_spec(config, flavor=flavor, base=DeploymentSpec.model_validate(stable.spec))
@@ -121,22 +133,25 @@ def update(
         number = next_number(record)
         uri = model_uri or stable.resolved_uri
         try:
-            revision, bundle = make_revision(number, uri, spec, progress, label=label)
+            revision, bundle = make_revision(number, uri, spec, progress, label=label, checked=checked)
         except (ConversionError, BundleError) as error:
             target.write_record(noted(record, "update", "rolled_back", reason=error.text))
             raise
         if (revision.bundle, revision.settings, label) == (stable.bundle, stable.settings, stable.label):
             progress(f"Revision {stable.number} already serves exactly this")
             return describe(target, record)
+        recorder.intend("update", revision=revision, evidence=evidence)
         progress(f"Starting revision {number} of {name} beside revision {stable.number}")
         record = moves.bring_up(target, record, revision, bundle, replicas=first_replicas(spec))
         if steps_of(spec):
             bundles = {number: bundle, stable.number: bundle_of(record, stable.number)}
-            record = machine.run(target, record, spec, bundles, now=now, progress=progress)
+            labels = label_source(target, record, spec, progress)
+            record = machine.run(target, record, spec, bundles, now=now, progress=progress, labels=labels)
         else:
             progress(f"Moving the traffic to revision {number}")
             record = _moved(target, record, {number: 100}, {number: bundle}, "update")
-        return describe(target, record)
+        described = describe(target, record)
+    return {**described, "release": recorder.summary}
 
 
 def set_traffic(
@@ -145,6 +160,7 @@ def set_traffic(
     weights: Mapping[int, int],
     *,
     action: Action = "traffic",
+    reason: str = "",
     progress: Progress,
 ) -> dict[str, Any]:
     """Share the traffic of a deployment among its revisions; those that do not run are started first.
@@ -152,16 +168,17 @@ def set_traffic(
     Args:
         weights: revision -> percent, adding up to 100.
         action: what the history calls it.
+        reason: why; the history and the release record keep it.
 
     Raises:
+        Quarantined: a revision that shall get traffic is in quarantine.
         DeployError: the traffic is as before.
     """
     check_name(name)
     if any(weight < 0 for weight in weights.values()) or sum(weights.values()) != 100:
         shares = ", ".join(f"{number}={weight}" for number, weight in weights.items()) or "none"
         raise ConfigError("The shares must be 0 or more and add up to 100", why=f"they are {shares}")
-    with target.lock(name):
-        clear(target, name)
+    with recorded(target, name) as recorder:
         record = settle(target, target.require(name))
         known = [revision.number for revision in record.revisions]
         for number in weights:
@@ -169,6 +186,7 @@ def set_traffic(
                 raise RevisionNotFound(name, number, known)
         wanted = [number for number, weight in weights.items() if weight]
         target.check_split(record, weights)
+        refuse_marked(target, record, wanted)
         bundles = {number: bundle_of(record, number) for number in wanted}
         started = []
         try:
@@ -178,13 +196,14 @@ def set_traffic(
                     started.append(number)
                     target.start(record, record.revision(number), bundles[number])
             progress(f"Moving the traffic of {name}")
-            record = _moved(target, record, weights, bundles, action)
+            record = _moved(target, record, weights, bundles, action, reason)
         except BaseException:
             for number in started:
                 if not record.weights.get(number):
                     target.stop(name, number)
             raise
-        return describe(target, record)
+        described = describe(target, record)
+    return {**described, "release": recorder.summary}
 
 
 def _moved(
@@ -193,10 +212,11 @@ def _moved(
     weights: Mapping[int, int],
     bundles: Mapping[int, Bundle],
     action: Action,
+    reason: str = "",
 ) -> DeploymentRecord:
     """Move the traffic for good; when the target refuses half way, everything is as before."""
     try:
-        return moves.move(target, record, weights, bundles, now=now(), action=action)
+        return moves.move(target, record, weights, bundles, now=now(), action=action, reason=reason)
     except DeployError as error:
         before = {number: bundle_of(record, number) for number in record.wanted}
         try:
@@ -211,7 +231,7 @@ def rollback(target: Target, name: str, to: int | None = None, *, progress: Prog
     """Give all traffic back to an earlier revision. Needs no tracking server: bundles are kept.
 
     Args:
-        to: the revision; None for the one that was stable before.
+        to: the revision; None for the one that was stable before, those in quarantine left out.
 
     Raises:
         NothingToRollBack: no other revision was stable before.
@@ -219,9 +239,11 @@ def rollback(target: Target, name: str, to: int | None = None, *, progress: Prog
     """
     record = target.require(check_name(name))
     if to is None:
-        if not record.previous:
+        known = marks(target, name)
+        former = [each for each in record.previous if not in_quarantine(record.revision(each), known)]
+        if not former:
             raise NothingToRollBack(name)
-        to = record.previous[-1]
+        to = former[-1]
     return set_traffic(target, name, {to: 100}, action="rollback", progress=progress)
 
 
@@ -241,9 +263,15 @@ def steer(target: Target, name: str, word: str) -> None:
 
 
 def delete(target: Target, name: str) -> None:
-    """Drain and remove a deployment; does nothing when there is none."""
+    """Drain and remove a deployment; does nothing when there is none. Its release records stay."""
     check_name(name)
-    with target.lock(name):
+    with recorded(target, name, at_any_rate=True) as recorder:
+        try:
+            record = target.read_record(name)
+            if record is not None:
+                recorder.intend("delete", revision=record.stable)
+        except StateWriteFailed as error:
+            recorder.give_up(error)
         target.remove(name)
 
 
@@ -279,6 +307,7 @@ def describe(target: Target, record: DeploymentRecord) -> dict[str, Any]:
         "parity": stable.parity,
         "notes": [*stable.notes, *filter(None, [record.gateway_note])],
         "bundle": stable.bundle,
+        "monitors": attached(target, record),
         "rollout": msgspec.to_builtins(record.rollout or record.last_rollout),
         "revisions": [
             {
@@ -305,8 +334,7 @@ def reconcile(target: Target, progress: Progress) -> list[dict[str, Any]]:
     described = []
     for name in target.names():
         try:
-            with target.lock(name):
-                clear(target, name)
+            with recorded(target, name):
                 record = target.read_record(name)
                 if record is None:
                     continue

@@ -10,10 +10,10 @@ import msgspec
 from mlflow_deploy.config import check_name, parse_spec
 from mlflow_deploy.errors import DeploymentBusy, RevisionInUse, RevisionNotFound
 from mlflow_deploy.lifecycle.gateways import keep_address
+from mlflow_deploy.lifecycle.records.recorder import recorded
 from mlflow_deploy.lifecycle.steps import (
     Progress,
     bundle_of,
-    clear,
     make_revision,
     next_number,
     now,
@@ -44,8 +44,7 @@ def add(
         DeployError: nothing was added.
     """
     check_name(name)
-    with target.lock(name):
-        clear(target, name)
+    with recorded(target, name):
         record = settle(target, target.require(name))
         spec = keep_address(record, parse_spec(config, flavor=flavor, base=(base or record.stable).settings))
         revision, bundle = make_revision(next_number(record), model_uri, spec, progress, label=label)
@@ -65,8 +64,7 @@ def delete_revision(target: Target, name: str, number: int) -> DeploymentRecord:
     """
     check_name(name)
     try:
-        with target.lock(name):
-            clear(target, name)
+        with recorded(target, name):
             record = settle(target, target.require(name))
             known = {revision.number: revision for revision in record.revisions}
             if number not in known:

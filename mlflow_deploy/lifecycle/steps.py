@@ -6,13 +6,13 @@ import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import msgspec
-
-from mlflow_deploy.bundle import Bundle, read_bundle, write_bundle
+from mlflow_deploy.bundle import PARITY, PROFILE, Bundle, read_bundle, write_bundle
 from mlflow_deploy.config import DeploymentSpec, state_home
 from mlflow_deploy.lifecycle.evidence import log_bundle
+from mlflow_deploy.lifecycle.quarantine_marks import refuse_quarantined
+from mlflow_deploy.lifecycle.reference import make_reference
 from mlflow_deploy.lifecycle.registry import ResolvedModel, fetch, resolve
 from mlflow_deploy.progress import mlflow_is_quiet
 from mlflow_deploy.rollout import machine
@@ -34,18 +34,26 @@ def make_revision(
     *,
     label: str = "",
     log: bool = True,
+    checked: Bundle | None = None,
 ) -> tuple[RevisionRecord, Bundle]:
     """Resolve and convert a model; returns the revision that would serve it, and its bundle.
 
     Args:
+        checked: the bundle of this version that gates have checked, so that nothing else is deployed; None to
+            make it.
         log: log the parity report to the run that made the model; a plan changes nothing there.
 
     Raises:
+        Quarantined: the model version is in quarantine.
         DeployError: the model is not found, or cannot be brought into the wanted form.
     """
     progress(f"Looking up {model_uri}")
     model = resolve(model_uri)
-    bundle, parity = make_bundle(model, spec, progress)
+    refuse_quarantined(model)
+    if checked is not None and checked.manifest.model.uri == model.uri:
+        bundle, parity = checked, _parity(checked)
+    else:
+        bundle, parity = make_bundle(model, spec, progress)
     # Not a note of the bundle: whether a run could be written is no property of the model.
     unlogged = log_bundle(bundle) if log else ""
     return RevisionRecord(
@@ -62,13 +70,30 @@ def make_revision(
         spec=spec.model_dump(mode="json"),
         created_at=now(),
         label=label,
+        **_servers(),
     ), bundle
+
+
+def _servers() -> dict[str, str]:
+    """The MLflow servers of this process, by the fields of a revision's record; files by their full path."""
+    import mlflow
+
+    return {
+        "tracking_uri": _absolute(mlflow.get_tracking_uri()),
+        "registry_uri": _absolute(mlflow.get_registry_uri()),
+    }
+
+
+def _absolute(uri: str) -> str:
+    if uri.startswith("sqlite:///") and ":memory:" not in uri:
+        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
+    return Path(uri).absolute().as_uri() if "://" not in uri and not uri.startswith("databricks") else uri
 
 
 def make_bundle(model: ResolvedModel, spec: DeploymentSpec, progress: Progress) -> tuple[Bundle, str]:
     """Fetch and convert a model; returns its bundle and one line on the parity check."""
     from mlflow_deploy.conversion import make_servable
-    from mlflow_deploy.conversion.validation import from_path, from_run
+    from mlflow_deploy.conversion.validation import TRAINING, from_path, from_run
     from mlflow_deploy.serving.inprocess import open_in_process
 
     with mlflow_is_quiet(), tempfile.TemporaryDirectory(prefix="mlflow-deploy-") as work:
@@ -93,6 +118,10 @@ def make_bundle(model: ResolvedModel, spec: DeploymentSpec, progress: Progress) 
             progress=progress,
             opener=open_in_process,
         )
+        rows = from_path(spec.monitor.reference) if spec.monitor.reference else validation
+        if rows is None and source.run_id:
+            rows = from_run(source.run_id, contexts=TRAINING)
+        reference = make_reference(conversion, rows, spec.capture, progress)
         progress("Writing the bundle")
         bundle = write_bundle(
             state_home() / "bundles",
@@ -103,13 +132,19 @@ def make_bundle(model: ResolvedModel, spec: DeploymentSpec, progress: Progress) 
                 "signature.json": conversion.signature,
                 "example.json": conversion.example,
                 "parity.json": conversion.parity.to_dict() if conversion.parity else None,
-                "profile.json": _profile(validation),
+                PROFILE: reference.profile,
             },
             fallback=conversion.fallback,
             rejected=conversion.rejected,
-            notes=conversion.notes,
+            notes=(*conversion.notes, *reference.notes),
         )
     return bundle, conversion.parity.summary if conversion.parity else ""
+
+
+def _parity(bundle: Bundle) -> str:
+    """One line on the parity check of a bundle that was made before."""
+    document = bundle.document(PARITY)
+    return str(document["summary"]) if document else ""
 
 
 def _tolerance(spec: DeploymentSpec) -> Tolerance | None:
@@ -120,17 +155,6 @@ def _tolerance(spec: DeploymentSpec) -> Tolerance | None:
 
     known = {name: value for name, value in spec.parity.tolerances.items() if value is not None}
     return replace(TOLERANCES.get(spec.precision, FP32), **known) if known else None
-
-
-def _profile(validation: Validation | None) -> Any:
-    """The reference profile of the validation rows, None without rows."""
-    if validation is None:
-        return None
-    from mlflow_deploy.monitoring import build_profile
-
-    label = validation.label
-    features = validation.frame.drop(columns=[label]) if label else validation.frame
-    return msgspec.json.decode(build_profile(features).to_json())
 
 
 def clear(target: Target, name: str) -> None:

@@ -1,4 +1,6 @@
-"""Compare months of flights with a model's validation rows and log the drift table with MLflow."""
+"""Compare months of flights with a model's validation rows and log the drift table with MLflow; or, for a
+deployment, have its monitors judge what is due.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +15,7 @@ from data import FEATURES, load_flights
 from mlflow.exceptions import MlflowException
 from train import month_list, without_hints
 
+from mlflow_deploy.cli.monitor import monitor as run_monitors
 from mlflow_deploy.errors import DeployError
 from mlflow_deploy.monitoring import DriftReport, build_profile, detect_drift
 
@@ -69,11 +72,14 @@ def monitor(model_uri: str, months: Sequence[int], *, false_alarm_rate: float = 
 def main() -> None:
     """Command line of the monitoring step."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--deployment", default="", help="judge what this deployment captured instead")
     parser.add_argument("--model-uri", default="models:/flight-delay/latest")
     parser.add_argument("--months", type=month_list, default="7", help="such as 6,7")
     parser.add_argument("--false-alarm-rate", type=float, default=0.01)
     args = parser.parse_args()
     try:
+        if args.deployment:
+            run_monitors.main(["run", args.deployment], prog_name="mlflow-deploy monitor")
         report = monitor(args.model_uri, args.months, false_alarm_rate=args.false_alarm_rate)
     except (MlflowException, DeployError, LookupError) as error:
         sys.exit(f"Error: {error}")

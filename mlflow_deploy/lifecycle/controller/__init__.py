@@ -1,0 +1,1 @@
+"""The controller: follows the registry and makes deployments match it."""

@@ -1,0 +1,1 @@
+"""Gates: checks that a model version must pass before it is deployed or promoted. One file per gate."""
