@@ -8,6 +8,7 @@ from pathlib import Path
 from click.testing import CliRunner
 
 from mlflow_deploy.cli.settings import settings
+from mlflow_deploy.monitoring.definitions import markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -15,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def generated() -> dict[str, str]:
     """Name of each generated part and its text."""
     parts = {"settings": CliRunner().invoke(settings, ["--markdown"], catch_exceptions=False).output.strip()}
+    parts["metrics"] = markdown()
     speed = ROOT / "docs" / "serving_speed.md"
     # Only a run of the benchmark writes it; without one the part stays as it is.
     if speed.exists():

@@ -148,6 +148,34 @@ class RegistryUnreachable(ModelError):
         )
 
 
+class Quarantined(ModelError):
+    """The model version is in quarantine."""
+
+    code = "MODEL_QUARANTINED"
+    mlflow_code = "INVALID_STATE"
+
+    def __init__(self, model: str, version: str, reason: str, by: str = "") -> None:
+        super().__init__(
+            f"Version {version} of {model!r} is in quarantine" + (f", put there by {by}" if by else ""),
+            why=reason,
+            hint=f"Take another version, or lift it with `mlflow-deploy quarantine {model} {version} --lift`",
+        )
+
+
+class RegistryRefused(ModelError):
+    """The registry does not let something be changed."""
+
+    code = "REGISTRY_REFUSED"
+    mlflow_code = "PERMISSION_DENIED"
+
+    def __init__(self, what: str, why: str) -> None:
+        super().__init__(
+            f"MLflow did not change {what}",
+            why=why,
+            hint="Ask who runs the MLflow server for the right to change it, if that is the cause",
+        )
+
+
 # --- conversion --------------------------------------------------------------------------------------------
 
 
@@ -294,6 +322,20 @@ class EndpointDeploymentExists(TargetError):
         )
 
 
+class ReleaseNotFound(TargetError):
+    """No release record has this number."""
+
+    code = "RELEASE_NOT_FOUND"
+    mlflow_code = "RESOURCE_DOES_NOT_EXIST"
+
+    def __init__(self, name: str, number: int | None, last: int) -> None:
+        which = f"no release record {number}" if number else "no release record"
+        super().__init__(
+            f"There is {which} of {name!r}",
+            hint=f"They go from 1 to {last}" if last else "One is written with each change of a deployment",
+        )
+
+
 class RolloutFailed(TargetError):
     """A rollout was taken back."""
 
@@ -417,6 +459,45 @@ class Unsupported(TargetError):
 
     def __init__(self, target: str, what: str, hint: str = "") -> None:
         super().__init__(f"Target {target!r} does not support {what}", hint=hint)
+
+
+class MonitorFailed(TargetError):
+    """A command of a deployment's monitor job failed."""
+
+    code = "MONITOR_FAILED"
+
+    def __init__(self, name: str, why: str, hint: str = "") -> None:
+        super().__init__(
+            f"The monitors of deployment {name!r} did not do it",
+            why=why,
+            hint=hint or "See `mlflow-deploy monitor status` and the job's log",
+        )
+
+
+class MonitorActionFailed(TargetError):
+    """An action that a monitor's alert leads to was not done."""
+
+    code = "MONITOR_ACTION_FAILED"
+
+    def __init__(self, action: str, why: str) -> None:
+        super().__init__(
+            f"The action {action} of a monitor was not done",
+            why=why,
+            hint="It is tried again a few times; see `mlflow-deploy history` for how it ended",
+        )
+
+
+# --- promotion ---------------------------------------------------------------------------------------------
+
+
+class PromotionRefused(DeployError):
+    """A version may not go where somebody wants it."""
+
+    code = "PROMOTION_REFUSED"
+    mlflow_code = "INVALID_STATE"
+
+    def __init__(self, version: str, stage: str, why: str, hint: str = "") -> None:
+        super().__init__(f"{version} cannot be promoted to {stage}", why=why, hint=hint)
 
 
 # --- predictions -------------------------------------------------------------------------------------------

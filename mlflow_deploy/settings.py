@@ -73,3 +73,55 @@ class ServingSettings:
     grpc: bool = setting(False, "Also speak the Open Inference Protocol over gRPC")
     grpc_port: int = setting(0, "Port of gRPC; 0 = the target chooses, or else the HTTP port plus one")
     page: bool = setting(True, "Serve the human page at / and the OpenAPI document at /openapi.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptureSettings:
+    """Which requests one revision's scoring server keeps. Keys are given as `-C capture.KEY=VALUE`."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - pydantic reads this name
+
+    enabled: bool = setting(
+        True, "Keep requests with their answers for the monitors; with monitor=none nothing is kept"
+    )
+    sample: float = setting(1.0, "Share of the requests that are kept, 0 to 1, chosen by their ids")
+    columns: tuple[str, ...] = setting((), "Features that are kept, such as age,income; unset = all")
+    exclude: tuple[str, ...] = setting((), "Features that are not kept")
+    hash: tuple[str, ...] = setting(
+        (), "Features of which only a keyed hash is kept: equal values stay equal, and nobody reads them"
+    )
+    hash_key: str = setting(
+        "", "Where the key of these hashes comes from, at least 16 bytes: env:NAME or file:PATH"
+    )
+    key: str = setting(
+        "", "Feature that the `key` of a label names, which must tell the rows apart; unset = the request id"
+    )
+    max_values: int = setting(256, "Most values of a tensor that are kept per row; larger ones are left out")
+    queue_requests: int = setting(
+        20_000, "Requests that may wait in each worker to be written; more are not kept, and counted"
+    )
+    queue_rows: int = setting(200_000, "Rows of requests that may wait so")
+    flush_seconds: float = setting(0.5, "How often what waits is written, which a kill would lose")
+    file_bytes: int = setting(64 * 1024 * 1024, "Size at which a worker begins a new file")
+    file_seconds: float = setting(600.0, "Age at which a worker begins a new file")
+    max_days: float = setting(30.0, "How long rows are kept; 0 = for ever")
+    max_bytes: int = setting(
+        10 * 1024**3, "Most bytes that the rows of a revision may take; the oldest go first; 0 = any"
+    )
+
+    def refusal(self) -> str:
+        """Why these settings cannot be used, empty when they can."""
+        least = {
+            "max_values": 1, "queue_requests": 1, "queue_rows": 1, "flush_seconds": 0.01, "file_bytes": 4096,
+            "file_seconds": 1, "max_days": 0, "max_bytes": 0, "sample": 0,
+        }  # fmt: skip
+        for name, bound in least.items():
+            if not getattr(self, name) >= bound:
+                return f"capture.{name} must be at least {bound}, and is {getattr(self, name)}"
+        if self.sample > 1:
+            return f"capture.sample is a share between 0 and 1, and is {self.sample}"
+        if self.hash and not self.hash_key.startswith(("env:", "file:")):
+            return (
+                "capture.hash needs capture.hash_key as env:NAME or file:PATH, since values would be guessed"
+            )
+        return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import pytest
 
 from mlflow_deploy.targets.local import LocalTarget
 from mlflow_deploy.targets.supervisor import Supervisor
-from tests.engine import real_engine
+from tests.engine import archives, real_engine
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -25,6 +26,8 @@ def pytest_configure() -> None:
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # A run in MLflow for each change of a deployment is asked for by the tests that look at it.
+    os.environ.setdefault("MLFLOW_DEPLOY_RECORD_SECONDS", "0")
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -55,7 +58,11 @@ def target(home: Path) -> LocalTarget:
 def engine() -> Iterator[Any]:
     """A client of the Docker engine; tests are skipped, with the reason, when none answers."""
     with real_engine() as client:
+        before = archives(client)
         yield client
+        # They outlive their deployments on purpose, but not the tests.
+        for volume in archives(client) - before:
+            client.api.remove_volume(volume)
 
 
 def load_project(name: str, *modules: str) -> dict[str, Any]:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
+import socket
+import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,3 +47,92 @@ def things(engine: Any, namespace: str) -> list[str]:
     containers = engine.api.containers(all=True, filters=wanted)
     networks, volumes = engine.api.networks(filters=wanted), engine.api.volumes(wanted)["Volumes"] or []
     return [each["Names"][0] for each in containers] + [each["Name"] for each in [*networks, *volumes]]
+
+
+def archives(engine: Any) -> set[str]:
+    """Names of all volumes with documents that outlive their deployments, of every namespace."""
+    return {each["Name"] for each in engine.api.volumes({"label": [keys.ARCHIVE]})["Volumes"] or []}
+
+
+@contextmanager
+def small_engine(engine: Any, folder: Path, *, spare: int = 90_000_000) -> Iterator[Any]:
+    """A second real engine, which DOCKER_HOST names, whose disk has room for the base image and little more.
+
+    Args:
+        folder: takes its files.
+        spare: bytes beside the base image.
+    """
+    if os.geteuid() != 0 or shutil.which("dockerd") is None:
+        pytest.skip("a second engine needs root and dockerd on this machine")
+    data, address = folder / "data", f"unix://{folder}/small.sock"
+    data.mkdir()
+    # Loading an image takes its size twice.
+    size = 2 * engine.images.get(BASE).attrs["Size"] + spare
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(data)], check=True)
+    # In a network of its own: `--bridge none` would remove the bridge of the engine that the machine has.
+    command = ["unshare", "--net", "dockerd", "-H", address, "--bridge", "none", "--iptables=false"]
+    command += [
+        "--data-root",
+        str(data),
+        "--exec-root",
+        str(folder / "exec"),
+        "--pidfile",
+        str(folder / "pid"),
+    ]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("DOCKER_HOST", address)
+            until = time.monotonic() + 30
+            while not (folder / "small.sock").exists():
+                assert process.poll() is None, (folder / "log").read_text()[-2000:]
+                assert time.monotonic() < until
+                time.sleep(0.1)
+            with connect() as small:
+                small.images.load(engine.images.get(BASE).save(named=BASE))
+                yield small
+    finally:
+        process.terminate()
+        process.wait(30)
+        subprocess.run(["umount", "-l", str(data)], check=False)
+
+
+@contextmanager
+def registry(folder: Path, *, closed: bool) -> Iterator[str]:
+    """The address of a real registry.
+
+    Args:
+        folder: takes its files.
+        closed: it wants a password that nobody knows.
+    """
+    binary = shutil.which("docker-registry")
+    if binary is None:
+        pytest.skip("docker-registry is not installed (Debian package docker-registry)")
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = int(one.getsockname()[1])
+    config = f"version: 0.1\nstorage: {{filesystem: {{rootdirectory: {folder}/store}}}}\n"
+    config += f"http: {{addr: '127.0.0.1:{port}'}}\n"
+    if closed:
+        (folder / "htpasswd").write_text(
+            "user:$2y$05$abcdefghijklmnopqrstuu5Lhvo0gI1zHBAEwQ4aI0bWX0mCgU6Aq\n"
+        )
+        config += f"auth: {{htpasswd: {{realm: test, path: {folder}/htpasswd}}}}\n"
+    (folder / "config.yml").write_text(config)
+    with (folder / "registry.log").open("wb") as log:
+        process = subprocess.Popen([binary, "serve", str(folder / "config.yml")], stdout=log, stderr=log)
+    try:
+        until = time.monotonic() + 10
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except OSError:
+                assert process.poll() is None, (folder / "registry.log").read_text()
+                assert time.monotonic() < until
+                time.sleep(0.05)
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(10)

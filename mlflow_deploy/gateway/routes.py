@@ -19,6 +19,8 @@ from mlflow_deploy.gateway.spec import (
 ROUTES = "traffic"
 """Name of the route table."""
 
+FEEDBACK = "/feedback"
+"""Where servers take labels."""
 RATE_LIMIT = "envoy.filters.http.local_ratelimit"
 _TYPE = "type.googleapis.com/envoy."
 # Nothing of the request has been read by a server when these happen.
@@ -112,6 +114,10 @@ def _destination(
         found.append(_refusal(match, "The deployment does not speak gRPC"))
     read = _action(spec, traffic.weights, _NOT_ANSWERED, grpc=False)
     found.append({"match": {"prefix": "/", "headers": [*headers, reading]}, "route": read})
+    if traffic.mirror is not None:
+        # Every server that a label reaches keeps it, so a shadow gets no copies.
+        feedback = _action(spec, traffic.weights, _NOT_SENT, grpc=False)
+        found.append(_writing(spec, {"prefix": FEEDBACK, "headers": headers}, feedback, []))
     for prefix, retry_on in tries:
         match = {"prefix": prefix, "headers": headers}
         action = _action(spec, traffic.weights, retry_on, grpc=False)

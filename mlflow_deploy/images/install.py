@@ -22,9 +22,11 @@ TESTED = ("networkx", "numpy", "pandas", "pyarrow", "scipy", "sklearn", "sympy")
 """Packages whose test files are left out; what their tests folders hold besides is imported by others."""
 UNUSED = (
     "onnxruntime/transformers", "onnxruntime/tools", "onnxruntime/quantization", "onnxruntime/datasets",
-    "onnxruntime/backend", "pyarrow/include", "pyarrow/src",
+    "onnxruntime/backend", "pyarrow/include", "pyarrow/src", "torch/test",
 )  # fmt: skip
 """Developer tools that no server imports."""
+TORCH_NEEDS = "torch_shm_manager"
+"""The one program of torch that torch itself starts; the others are its tests."""
 
 
 def main(python: str, trim: str) -> None:
@@ -74,6 +76,9 @@ def trim_packages(packages: Path) -> None:
             for path in folder.rglob("*"):
                 if path.is_file() and (path.name.startswith("test_") or not path.name.endswith(".py")):
                     path.unlink()
+    for path in packages.glob("torch/bin/*"):
+        if path.is_file() and path.name != TORCH_NEEDS:
+            path.unlink()
     for path in packages.rglob("*"):
         if (
             path.is_file()

@@ -16,7 +16,7 @@ from mlflow_deploy.errors import BundleCorrupt, ConfigError
 from mlflow_deploy.images.errors import PythonMismatch, RequirementRefused
 from mlflow_deploy.images.spec import ImageSpec
 
-_SERVER = ("granian", "msgspec", "numpy", "prometheus-client", "grpcio", "protobuf")
+_SERVER = ("granian", "msgspec", "nanoarrow", "numpy", "prometheus-client", "grpcio", "protobuf")
 # MLflow's own bounds on what mlflow-skinny leaves out and its scoring code uses.
 _SKINNY_LACKS = ("numpy<3", "pandas<4", "pyarrow>=4,<26")
 _TORCH = {"torch", "torchvision", "torchaudio"}

@@ -84,7 +84,9 @@ class Evidence:
         if self._labels is not None:
             known = self._labels()
             stable, candidate = (known.get(each, Outcomes()) for each in (self._stable, self._candidate))
-            verdicts.append(judge_quality(stable, candidate, spec))
+            # Most deployments never get a label; the others are judged from the first one on.
+            if stable.labelled or candidate.labelled:
+                verdicts.append(judge_quality(stable, candidate, spec))
         return together(verdicts)
 
     def answered(self) -> int:

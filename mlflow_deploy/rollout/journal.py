@@ -18,8 +18,11 @@ KEPT = 100
 
 _REASON_CHARACTERS = 500
 
-Action = Literal["create", "update", "add", "traffic", "rollback", "delete-revision"]
-Outcome = Literal["started", "done", "rolled_back"]
+Action = Literal[
+    "create", "update", "add", "traffic", "rollback", "delete-revision",
+    "notify", "pause-rollout", "retrain",
+]  # fmt: skip
+Outcome = Literal["started", "done", "rolled_back", "failed"]
 
 
 def noted(

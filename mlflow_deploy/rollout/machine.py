@@ -19,7 +19,7 @@ from mlflow_deploy.rollout.analysis import Verdict
 from mlflow_deploy.rollout.evidence import Evidence
 from mlflow_deploy.rollout.quality import Labels
 from mlflow_deploy.rollout.strategies import Step, steps_of
-from mlflow_deploy.targets.base import DeploymentRecord, RolloutEvent, RolloutRecord, Target
+from mlflow_deploy.targets.base import DeploymentRecord, RolloutEvent, RolloutRecord, Target, TrafficPoint
 
 _POLL_SECONDS = 0.25
 
@@ -142,6 +142,13 @@ class _Machine:
         )
         self._evidence.end(self._record)
 
+    @property
+    def _rollout(self) -> RolloutRecord:
+        rollout = self._record.rollout
+        if rollout is None:
+            raise AssertionError("a running rollout has its state in the record")
+        return rollout
+
     def _begin(self) -> None:
         rollout = RolloutRecord(
             strategy=self._spec.strategy,
@@ -161,12 +168,19 @@ class _Machine:
         if self._spec.analysis.max_answer_shift:
             copies[self._stable] = step.stable_copies
         replicas = dict(zip((self._stable, self._candidate), step.replicas or (), strict=False))
+        point = TrafficPoint(
+            at=self._now(),
+            weights={number: weight for number, weight in weights.items() if weight},
+            copies={number: percent for number, percent in copies.items() if percent},
+        )
+        rollout = self._rollout
         self._record = msgspec.structs.replace(
             self._record,
-            weights={number: weight for number, weight in weights.items() if weight},
-            mirror={number: percent for number, percent in copies.items() if percent},
+            weights=point.weights,
+            mirror=point.copies,
             replicas=replicas,
-            updated_at=self._now(),
+            rollout=msgspec.structs.replace(rollout, traffic=(*rollout.traffic, point)),
+            updated_at=point.at,
         )
         self._target.write_record(self._record)
         self._target.apply(self._record, self._bundles)
@@ -214,9 +228,7 @@ class _Machine:
         return status.state == "ready"
 
     def _note(self, step: Step, decision: str, reason: str) -> None:
-        rollout = self._record.rollout
-        if rollout is None:
-            raise AssertionError("a running rollout has its state in the record")
+        rollout = self._rollout
         event = RolloutEvent(
             at=self._now(), share=step.share, copies=step.copies, decision=decision, reason=reason
         )
@@ -232,11 +244,8 @@ class _Machine:
         raise RolloutFailed(self._record.name, self._candidate, self._stable, reason)
 
     def _finish(self) -> DeploymentRecord:
-        rollout = self._record.rollout
-        if rollout is None:
-            raise AssertionError("a running rollout has its state in the record")
         self._evidence.end(self._record)
-        ended = msgspec.structs.replace(rollout, outcome="promoted")
+        ended = msgspec.structs.replace(self._rollout, outcome="promoted")
         record = msgspec.structs.replace(self._record, last_rollout=ended)
         bundles = {self._candidate: self._bundles[self._candidate]}
         return moves.move(self._target, record, {self._candidate: 100}, bundles, now=self._now())

@@ -58,6 +58,7 @@ def move(
     now: str,
     replicas: Mapping[int, int] | None = None,
     action: Action = "traffic",
+    reason: str = "",
 ) -> DeploymentRecord:
     """Give each revision its share of the traffic for good, and stop those without one.
 
@@ -66,6 +67,7 @@ def move(
         bundles: the bundle of each of them.
         replicas: how many they have for now, where that is not what their settings say.
         action: what the history calls it; the end of a rollout is always that of an update.
+        reason: why; the end of a rollout has its own.
     """
     moved = msgspec.structs.replace(
         record,
@@ -81,7 +83,7 @@ def move(
     if before and before != moved.stable.number:
         earlier = tuple(number for number in record.previous if number != moved.stable.number)
         moved = msgspec.structs.replace(moved, previous=(*earlier, before))
-    moved = _told(record, moved, action, now)
+    moved = _told(record, moved, action, now, reason)
     target.write_record(moved)
     target.apply(moved, bundles)
     return moved
@@ -127,10 +129,12 @@ def abandon(target: Target, record: DeploymentRecord) -> DeploymentRecord:
     return without
 
 
-def _told(before: DeploymentRecord, after: DeploymentRecord, action: Action, now: str) -> DeploymentRecord:
+def _told(
+    before: DeploymentRecord, after: DeploymentRecord, action: Action, now: str, reason: str
+) -> DeploymentRecord:
     """The record after a move with a note of it in its history."""
     outcome: Outcome = "done"
-    about, reason = after.stable if len(after.weights) == 1 else None, ""
+    about = after.stable if len(after.weights) == 1 else None
     weights = before.weights
     if before.rollout and after.last_rollout:
         action, about = "update", after.revision(before.rollout.candidate)

@@ -14,7 +14,7 @@ from mlflow_deploy.rollout.sequential import share_bounds
 class Outcomes:
     """How many answers of a revision turned out right and how many wrong since the rollout began.
 
-    For numbers, right means within whatever tolerance the one who joins labels and answers has set.
+    For numbers, right means within `analysis.quality_tolerance` of the label.
     """
 
     right: int = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -27,6 +27,9 @@ class Capability(enum.Enum):
 
     RESTARTS = "restarts"
     """A revision whose process dies is started again without a command."""
+
+    MONITORS = "monitors"
+    """Monitors are attached to revisions, and `ask_monitor` reaches them."""
 
     RECORDING = "recording"
     """Replicas record requests with their answers on demand, for `ask`."""
@@ -54,6 +57,8 @@ class RevisionRecord(msgspec.Struct, frozen=True, kw_only=True):
         spec: the deployment's settings, as `DeploymentSpec.model_dump(mode="json")`.
         created_at: UTC time, ISO 8601.
         label: its name among the deployments of an endpoint; empty when it goes by its number.
+        tracking_uri: MLflow server that its monitors report to, empty for that of the environment.
+        registry_uri: server of the registered models, likewise.
     """
 
     number: int
@@ -69,6 +74,8 @@ class RevisionRecord(msgspec.Struct, frozen=True, kw_only=True):
     spec: dict[str, Any]
     created_at: str
     label: str = ""
+    tracking_uri: str = ""
+    registry_uri: str = ""
 
     @property
     def settings(self) -> DeploymentSpec:
@@ -92,6 +99,22 @@ class RolloutEvent(msgspec.Struct, frozen=True, kw_only=True):
     decision: str
     reason: str
     copies: int = 0
+
+
+class TrafficPoint(msgspec.Struct, frozen=True, kw_only=True):
+    """Who got the requests from a moment on.
+
+    Attributes:
+        at: UTC time, ISO 8601.
+        weights: revision number -> share in percent; empty when nothing served.
+        copies: revision number -> percent of the requests that it got copies of.
+        reason: why, and the numbers behind it; empty while that is not known yet.
+    """
+
+    at: str
+    weights: dict[int, int]
+    copies: dict[int, int] = {}
+    reason: str = ""
 
 
 class DifferentRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -153,6 +176,7 @@ class RolloutRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         outcome: `promoted` or `rolled back`; empty while it goes on.
+        traffic: the shares that it gave, each written in the same step as the state that it led to.
         shadow: the comparison of answers of strategy `shadow`.
     """
 
@@ -162,6 +186,7 @@ class RolloutRecord(msgspec.Struct, frozen=True, kw_only=True):
     started_at: str
     outcome: str = ""
     events: tuple[RolloutEvent, ...] = ()
+    traffic: tuple[TrafficPoint, ...] = ()
     shadow: ShadowReport | None = None
 
 
@@ -173,7 +198,8 @@ class ChangeRecord(msgspec.Struct, frozen=True, kw_only=True):
         at: UTC time, ISO 8601.
         by: who ran the command: MLFLOW_TRACKING_USERNAME, or the user of the operating system.
         action: what was done.
-        outcome: `started` when a candidate is brought up, then `done` or `rolled_back`.
+        outcome: `started` when a candidate is brought up, then `done` or `rolled_back`; `failed` for an action
+            of a monitor that could not be done.
         revision: the revision it is about, 0 for several.
         model: the fixed model version of that revision.
         before: shares of the traffic in percent before it.
@@ -184,8 +210,11 @@ class ChangeRecord(msgspec.Struct, frozen=True, kw_only=True):
     number: int
     at: str
     by: str
-    action: Literal["create", "update", "add", "traffic", "rollback", "delete-revision"]
-    outcome: Literal["started", "done", "rolled_back"]
+    action: Literal[
+        "create", "update", "add", "traffic", "rollback", "delete-revision",
+        "notify", "pause-rollout", "retrain",
+    ]  # fmt: skip
+    outcome: Literal["started", "done", "rolled_back", "failed"]
     revision: int = 0
     model: str = ""
     before: dict[int, int] = {}
@@ -349,8 +378,31 @@ class Target(ABC):
     def remove(self, name: str) -> None:
         """Stop all revisions and remove the record and everything that belongs to the deployment.
 
-        Does nothing when there is no such deployment. The bundles stay.
+        Does nothing when there is no such deployment. The bundles and the archive stay.
         """
+
+    @abstractmethod
+    def read_archive(self, name: str, *keys: str) -> dict[str, bytes]:
+        """Documents in the archive of a name, by key; all of them without `keys`, never one that is missing.
+
+        The archive outlives the deployment, and goes on when one of the same name is made again.
+        """
+
+    @abstractmethod
+    def write_archive(self, name: str, key: str, document: bytes) -> None:
+        """Keep a document in the archive of a name, in one step; the earlier one of this key is replaced.
+
+        Args:
+            key: lower-case letters, digits and '-'.
+            document: UTF-8 text.
+
+        Raises:
+            StateWriteFailed: it cannot be written; the earlier document is unchanged.
+        """
+
+    @abstractmethod
+    def archive_names(self) -> list[str]:
+        """Names that have an archive, sorted; most of them are or were deployments."""
 
     @abstractmethod
     def reserve_address(self, name: str, host: str, port: int | None) -> int:
@@ -400,6 +452,10 @@ class Target(ABC):
         """
         return {}
 
+    def scrape_addresses(self, record: DeploymentRecord) -> dict[int, tuple[str, ...]]:
+        """Revision -> HOST:PORT of the scoring server of each replica that shall run, for Prometheus."""
+        return {}
+
     @abstractmethod
     def status(self, record: DeploymentRecord, number: int) -> RevisionStatus:
         """What a revision does now."""
@@ -438,6 +494,31 @@ class Target(ABC):
             Name of the replica -> body of its answer; replicas that do not answer with 200 are left out.
         """
         return {}
+
+    def add_labels(self, record: DeploymentRecord, content: bytes) -> None:
+        """Keep a Parquet file with labels in the deployment's data folder.
+
+        Raises:
+            Unsupported: the target has no data folders.
+            DeployError: it cannot be written.
+        """
+        raise Unsupported(self.name, "labels")
+
+    def ask_monitor(self, record: DeploymentRecord, arguments: Sequence[str]) -> bytes:
+        """Run a command of the deployment's monitor job, beside its data; returns the JSON that it printed.
+
+        Args:
+            arguments: of `mlflow_deploy.monitoring.job`, without the data folder.
+
+        Raises:
+            Unsupported: the target has no monitors.
+            MonitorFailed: the command failed.
+        """
+        raise Unsupported(self.name, "monitors")
+
+    def monitor_state(self, record: DeploymentRecord) -> str:
+        """How the monitor job is: `running`, `off` when no monitor is attached, or why it does not run."""
+        return "off"
 
     @abstractmethod
     def control(self, name: str) -> str:

@@ -3,10 +3,13 @@
 What a deployment `flights` has there, all with its labels::
 
     volume    mlflow-deploy.flights.record.00000003   its label is the record; see docker_state
+    volume    mlflow-deploy.flights.archive.KEY.…     a release record and the like; stays when it is removed
     volume    mlflow-deploy.port.9500                 keeps its port from others
     network   mlflow-deploy.flights                   its own
     container mlflow-deploy.flights.r2-1              replica 1 of revision 2
+    volume    mlflow-deploy.flights.data              captured requests, labels, results of monitors
     volume    mlflow-deploy.flights.r2.files          certificates and token files that its settings name
+    container mlflow-deploy.flights.monitor           judges what was captured
     container mlflow-deploy.flights.gateway           Envoy, with gateway=envoy, and a volume of the same name
 
 With a gateway, it has the deployment's port and moves the traffic. Without one, the only container of the
@@ -20,7 +23,7 @@ import hashlib
 import importlib.util
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +31,15 @@ import msgspec
 
 from mlflow_deploy.bundle import Bundle
 from mlflow_deploy.config import DockerSpec, state_home
-from mlflow_deploy.errors import MissingExtra, TargetError
+from mlflow_deploy.errors import DeployError, MissingExtra, TargetError
 from mlflow_deploy.files import write_atomic
 from mlflow_deploy.gateway.stats import CallStats
+from mlflow_deploy.images import layout
 from mlflow_deploy.images.builder import build_image
 from mlflow_deploy.images.catalog import image_status
 from mlflow_deploy.images.engine import Engine, connect, find_image, reason
 from mlflow_deploy.images.spec import ImageSpec, parse_image_spec
+from mlflow_deploy.targets import docker_archive as archive
 from mlflow_deploy.targets import docker_names as keys
 from mlflow_deploy.targets import docker_state as state
 from mlflow_deploy.targets.base import (
@@ -58,6 +63,7 @@ from mlflow_deploy.targets.docker_containers import (
     stop_containers,
     wait_ready,
 )
+from mlflow_deploy.targets.docker_data import put_labels
 from mlflow_deploy.targets.docker_gateway import (
     apply_gateway,
     gateway_answers,
@@ -66,9 +72,10 @@ from mlflow_deploy.targets.docker_gateway import (
     remove_gateway,
 )
 from mlflow_deploy.targets.docker_logs import read_logs
+from mlflow_deploy.targets.docker_monitor import apply_monitor, ask_monitor, monitor_state
 from mlflow_deploy.targets.docker_names import Names
 from mlflow_deploy.targets.docker_orphans import bundles_in_use, find_orphans, left_locks, remove_orphan
-from mlflow_deploy.targets.replicas import check_gateway_settings, combined
+from mlflow_deploy.targets.replicas import check_gateway_settings, combined, label_file
 
 NAMESPACE_VARIABLE = "MLFLOW_DEPLOY_DOCKER_NAMESPACE"
 """Environment variable that keeps the deployments of several teams on one engine apart."""
@@ -81,7 +88,13 @@ class DockerTarget(Target):
 
     name = "docker"
     capabilities = frozenset(
-        {Capability.DURABLE, Capability.RESTARTS, Capability.TRAFFIC_SPLIT, Capability.RECORDING}
+        {
+            Capability.DURABLE,
+            Capability.RESTARTS,
+            Capability.TRAFFIC_SPLIT,
+            Capability.RECORDING,
+            Capability.MONITORS,
+        }
     )
 
     def __init__(self, home: Path | None = None, *, namespace: str | None = None) -> None:
@@ -96,7 +109,8 @@ class DockerTarget(Target):
         """
         if importlib.util.find_spec("docker") is None:
             raise MissingExtra("The target docker", "docker", missing="docker")
-        self._folder = (home or state_home()) / "docker"
+        self._home = home or state_home()
+        self._folder = self._home / "docker"
         self._names = Names(os.environ.get(NAMESPACE_VARIABLE, "") if namespace is None else namespace)
 
     # --- records ---
@@ -135,10 +149,22 @@ class DockerTarget(Target):
             seconds = max((drain_seconds(each) for each in record.revisions), default=0) if record else 0
             stop_containers(engine, containers, seconds)
             self._remove_network(engine, name)
-            for role in ("files", "gateway", "control", "address"):
+            for role in ("files", "data", "gateway", "control", "address"):
                 for volume in state.volumes(engine, self._names.filters(name, role)):
                     state.remove_volume(engine, volume["Name"])
             state.remove_records(engine, self._names, name)
+
+    def read_archive(self, name: str, *keys: str) -> dict[str, bytes]:
+        with connect() as engine:
+            return archive.read(engine, self._names, name, *keys)
+
+    def write_archive(self, name: str, key: str, document: bytes) -> None:
+        with connect() as engine:
+            archive.write(engine, self._names, name, key, document)
+
+    def archive_names(self) -> list[str]:
+        with connect() as engine:
+            return archive.names_of(engine, self._names)
 
     def reserve_address(self, name: str, host: str, port: int | None) -> int:
         with connect() as engine:
@@ -197,12 +223,23 @@ class DockerTarget(Target):
                 spec = image_spec(docker_spec(record.stable))
                 apply_gateway(engine, self._names, record, wanted, spec, _LOG.info)
                 self._stop_others(engine, record, wanted)
+            self._apply_monitor(engine, record)
 
     def grpc_address(self, record: DeploymentRecord) -> str:
         if not record.stable.settings.serving.grpc:
             return ""
         port = record.port if self.can_split(record) else grpc_port(record)
         return f"{record.host}:{port}"
+
+    def scrape_addresses(self, record: DeploymentRecord) -> dict[int, tuple[str, ...]]:
+        # These names resolve in the deployment's network, which Prometheus' own container has to join.
+        return {
+            number: tuple(
+                f"{self._names.replica(record.name, number, replica)}:{layout.PORT}"
+                for replica in range(1, record.replica_count(number) + 1)
+            )
+            for number in (*record.wanted, *record.kept)
+        }
 
     def stats(self, record: DeploymentRecord) -> dict[int, CallStats]:
         if not self.can_split(record):
@@ -221,6 +258,25 @@ class DockerTarget(Target):
                     if body is not None:
                         answered[container["Id"]] = body
         return answered
+
+    def add_labels(self, record: DeploymentRecord, content: bytes) -> None:
+        with connect() as engine:
+            running = engine.api.containers(filters=self._names.filters(record.name, "revision"))
+            if not running:
+                raise TargetError(
+                    f"No container of deployment {record.name!r} runs that could take labels",
+                    hint="Start it with `mlflow-deploy up`",
+                )
+            user = docker_spec(record.stable).user
+            put_labels(engine, str(running[0]["Id"]), label_file(), content, user)
+
+    def ask_monitor(self, record: DeploymentRecord, arguments: Sequence[str]) -> bytes:
+        with connect() as engine:
+            return ask_monitor(engine, self._names, record, arguments)
+
+    def monitor_state(self, record: DeploymentRecord) -> str:
+        with connect() as engine:
+            return monitor_state(engine, self._names, record)
 
     def control(self, name: str) -> str:
         with connect() as engine:
@@ -264,6 +320,14 @@ class DockerTarget(Target):
         return image_status(bundle, image_spec(docker_spec(revision)), _LOG.info)
 
     # --- details ---
+
+    def _apply_monitor(self, engine: Engine, record: DeploymentRecord) -> None:
+        """Have the monitors run; what keeps them from it is reported and keeps nothing from serving."""
+        spec, bundles = image_spec(docker_spec(record.stable)), self._home / "bundles"
+        try:
+            apply_monitor(engine, self._names, record, bundles, spec, _LOG.info)
+        except DeployError as error:
+            _LOG.warning("The monitors of %s do not run: %s", record.name, error.text)
 
     def _status(self, engine: Engine, place: Place, *, gateway: bool) -> RevisionStatus:
         number = place.revision.number

@@ -7,7 +7,7 @@ import contextlib
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -22,12 +22,13 @@ from mlflow_deploy.serving.ask import ORDER
 from mlflow_deploy.settings import ServingSettings
 from mlflow_deploy.targets import docker_names as keys
 from mlflow_deploy.targets.base import DeploymentRecord, RevisionRecord
-from mlflow_deploy.targets.docker_files import FILES, fill
+from mlflow_deploy.targets.docker_files import DATA, FILES, SEAL_KEY, fill, open_folder, path_in
 from mlflow_deploy.targets.docker_limits import hardened, limits
 from mlflow_deploy.targets.docker_names import Names, alias
-from mlflow_deploy.targets.replicas import ReplicaStatus, wait_until_ready
+from mlflow_deploy.targets.replicas import ReplicaStatus, captured, wait_until_ready
 
-_FILE_KEYS = ("auth_file", "tls_cert", "tls_key", "tls_client_ca")
+_FILE_KEYS = ("auth_file", "tls_cert", "tls_key", "tls_client_ca", SEAL_KEY)
+_HASH_KEY = "hash_key"
 _HEALTH = [layout.PYTHON, "-I", "-S", f"{layout.APP}/mlflow_deploy/images/health.py"]
 _POLL_SECONDS = 0.1
 _TAIL_LINES = 5
@@ -297,7 +298,13 @@ def _launch(engine: Engine, place: Place, image: str, replica: int, *, publish: 
 def _create(engine: Engine, place: Place, image: str, replica: int, *, publish: bool, gpu: bool) -> str:
     names, record, revision, spec = place.names, place.record, place.revision, place.spec
     serving, wanted = _serving(place)
+    named, capture = revision.spec.get("serving", {}), captured(revision.settings)
+    if capture.hash_key.startswith("file:"):
+        named = {**named, _HASH_KEY: capture.hash_key.removeprefix("file:")}
+        wanted.append(_HASH_KEY)
+        capture = replace(capture, hash_key=f"file:{FILES}/{_HASH_KEY}")
     settings = {"deployment": record.name, "revision": revision.number, "serving": serving}
+    settings |= {"data": DATA, "capture": capture}
     settings["control"] = secrets.token_urlsafe(32)
     labels = names.labels(
         record.name,
@@ -311,12 +318,15 @@ def _create(engine: Engine, place: Place, image: str, replica: int, *, publish: 
     ports = _ports(place, serving) if publish else {}
     host = {**hardened(spec), "network_mode": names.network(record.name), "port_bindings": ports}
     host |= limits(spec, gpu=gpu)
+    data = names.data(record.name)
+    engine.api.create_volume(data, labels=names.labels(record.name, "data"))
+    host["binds"] = {data: {"bind": DATA, "mode": "rw"}}
     if wanted:
         volume = names.files(record.name, revision.number)
         engine.api.create_volume(
             volume, labels=names.labels(record.name, "files", revision=str(revision.number))
         )
-        host["binds"] = {volume: {"bind": FILES, "mode": "rw"}}
+        host["binds"][volume] = {"bind": FILES, "mode": "rw"}
     endpoint = engine.api.create_endpoint_config(aliases=[alias(revision.number, replica)])
     environment = {**spec.env, layout.SETTINGS_VARIABLE: msgspec.json.encode(settings).decode()}
     if spec.device == "gpu":
@@ -331,8 +341,9 @@ def _create(engine: Engine, place: Place, image: str, replica: int, *, publish: 
         host_config=engine.api.create_host_config(**host),
         networking_config=engine.api.create_networking_config({names.network(record.name): endpoint}),
     )["Id"]
+    open_folder(engine, container, DATA, spec.user)
     if wanted:
-        fill(engine, container, revision.spec.get("serving", {}), wanted)
+        fill(engine, container, named, wanted)
     if spec.network:
         engine.api.connect_container_to_network(container, spec.network)
     return container
@@ -359,8 +370,8 @@ def _serving(place: Place) -> tuple[dict[str, Any], list[str]]:
     if place.behind_gateway:
         # The gateway speaks TLS for it.
         serving |= {"tls_cert": "", "tls_key": "", "tls_client_ca": ""}
-    wanted = [key for key in _FILE_KEYS if serving.get(key)]
-    serving |= {key: f"{FILES}/{key}" for key in wanted}
+    wanted = [key for key in _FILE_KEYS if path_in(serving, key)]
+    serving |= {key: f"file:{FILES}/{key}" if key == SEAL_KEY else f"{FILES}/{key}" for key in wanted}
     if serving.get("grpc"):
         serving["grpc_port"] = layout.GRPC_PORT
     msgspec.convert(serving, ServingSettings)

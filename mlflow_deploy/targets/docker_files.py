@@ -14,6 +14,15 @@ from mlflow_deploy.images.engine import Engine
 FILES = "/etc/mlflow-deploy/files"
 """Where a revision's files are in its containers."""
 
+DATA = "/var/lib/mlflow-deploy"
+"""Where a deployment's data folder is in its containers."""
+
+DATA_FOLDERS = ("capture", "labels", "monitor")
+"""What there is in it."""
+
+SEAL_KEY = "seal_key"
+"""The setting that names a file as `file:PATH`."""
+
 
 def fill(
     engine: Engine, container: str, serving: Mapping[str, Any], wanted: Iterable[str], *, folder: str = FILES
@@ -51,6 +60,31 @@ def put_files(engine: Engine, container: str, folder: str, files: Mapping[str, b
     engine.api.put_archive(container, folder, archive.getvalue())
 
 
+def open_folder(engine: Engine, container: str, folder: str, user: str) -> None:
+    """Make the folders in a container's data volume that its user writes into; root owns the volume itself.
+
+    Args:
+        user: UID or UID:GID; without a group it is root's, as in the images.
+    """
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        for name in DATA_FOLDERS:
+            # The engine passes over an entry for the volume's own folder.
+            part = tarfile.TarInfo(name)
+            part.type, part.mode, part.gid = tarfile.DIRTYPE, 0o770, int(user.partition(":")[2] or 0)
+            tar.addfile(part)
+    engine.api.put_archive(container, folder, archive.getvalue())
+
+
+def path_in(serving: Mapping[str, Any], key: str) -> str:
+    """The file that a setting names, empty without one: the key of a sealed model may come from elsewhere."""
+    value = str(serving.get(key) or "")
+    if key != SEAL_KEY:
+        return value
+    kind, _, path = value.partition(":")
+    return path if kind == "file" else ""
+
+
 def read_files(serving: Mapping[str, Any], wanted: Iterable[str]) -> dict[str, bytes]:
     """The contents of the files that settings name, by setting.
 
@@ -59,9 +93,9 @@ def read_files(serving: Mapping[str, Any], wanted: Iterable[str]) -> dict[str, b
     """
     found = {}
     for key in wanted:
-        if path := serving.get(key):
+        if path := path_in(serving, key):
             try:
-                found[key] = Path(path).read_bytes()
+                found[key] = Path(path).expanduser().read_bytes()
             except OSError as error:
                 raise ConfigError(
                     f"The file {path} of serving.{key} cannot be read",

@@ -70,7 +70,7 @@ def ensure_gateway_image(engine: Engine, spec: ImageSpec, progress: Progress) ->
         DeployError: it cannot be built; nothing half made is left on the engine.
     """
     spec = spec.model_copy(update={"device": "cpu"})
-    lock = locks.lock_requirements(Wanted(tuple(_pinned(name) for name in _PACKAGES)), spec, progress)
+    lock = locks.lock_requirements(Wanted(tuple(pinned(name) for name in _PACKAGES)), spec, progress)
     dockerfile = _DOCKERFILE.format(
         base=spec.base,
         label=LABEL,
@@ -86,24 +86,54 @@ def ensure_gateway_image(engine: Engine, spec: ImageSpec, progress: Progress) ->
     )
     files = {**_own_files(), "Dockerfile": dockerfile.encode(), "requirements.lock": lock.text.encode()}
     name = f"{REPOSITORY}:{files_digest(files)[7:19]}"
-    if _exists(engine, name):
+    return ensure_built(engine, name, LABEL, "the gateway's", files, lock, spec, progress)
+
+
+def ensure_built(
+    engine: Engine,
+    name: str,
+    label: str,
+    whose: str,
+    files: Files,
+    lock: locks.Lock,
+    spec: ImageSpec,
+    progress: Progress,
+) -> str:
+    """The name of an image that stands beside the revisions' own; built when the engine lacks it.
+
+    Args:
+        label: `image` on the image, `build` on what its build makes on the way.
+        whose: image it is, in words.
+        files: its Dockerfile and what that copies, but for wheels and requirements.
+
+    Raises:
+        DeployError: it cannot be built; nothing half made is left on the engine.
+    """
+    if _exists(engine, name, label):
         return name
     with build_lock(engine, name, name, progress):
-        if not _exists(engine, name):
+        if not _exists(engine, name, label):
             ensure_base(engine, spec.base, spec.platform, progress, newer=False)
-            _build(engine, name, files, lock, spec, progress)
+            progress(f"Building {whose} image {name}")
+            _build(engine, name, label, files, lock, spec, progress)
     return name
 
 
-def _exists(engine: Engine, name: str) -> bool:
+def _exists(engine: Engine, name: str, label: str) -> bool:
     image = find_image(engine, name)
-    if image is not None and image.labels.get(LABEL) != "image":
+    if image is not None and image.labels.get(label) != "image":
         raise ImageNameTaken(name)
     return image is not None
 
 
 def _build(
-    engine: Engine, name: str, files: Files, lock: locks.Lock, spec: ImageSpec, progress: Progress
+    engine: Engine,
+    name: str,
+    label: str,
+    files: Files,
+    lock: locks.Lock,
+    spec: ImageSpec,
+    progress: Progress,
 ) -> None:
     with tempfile.TemporaryDirectory(prefix="mlflow-deploy-") as work:
         wheels = Path(work) / "wheels"
@@ -113,9 +143,8 @@ def _build(
             raise local_failure(name, error) from error
         content: dict[str, Path | bytes] = {**files, "requirements.txt": requirements.encode()}
         content |= {f"wheels/{wheel.name}": wheel for wheel in wheels.iterdir()}
-        progress(f"Building the gateway's image {name}")
         build_context(
-            engine, name, content, progress, base=spec.base, left=[LABEL], stages=True, platform=spec.platform
+            engine, name, content, progress, base=spec.base, left=[label], stages=True, platform=spec.platform
         )
 
 
@@ -130,7 +159,7 @@ def _own_files() -> dict[str, Path | bytes]:
     return files
 
 
-def _pinned(package: str) -> str:
+def pinned(package: str) -> str:
     """The package at the version that is installed here, when it is."""
     try:
         return f"{package}=={importlib.metadata.version(package)}"

@@ -10,7 +10,8 @@ from mlflow_deploy.images.labels import PREFIX
 DEPLOYMENT = PREFIX + "deployment"
 NAMESPACE = PREFIX + "namespace"
 ROLE = PREFIX + "role"
-"""What a thing is for: `record`, `address`, `lock`, `control`, `network`, `gateway`, `revision` or `files`."""
+"""What a thing is for: `record`, `address`, `lock`, `control`, `network`, `gateway`, `revision`, `files` or
+`data`."""
 REVISION = PREFIX + "revision"
 REPLICA = PREFIX + "replica"
 BUNDLE = PREFIX + "bundle"
@@ -28,6 +29,11 @@ OWNER = PREFIX + "owner"
 """Which state folder a lock was taken from; its file lock tells whether the holder lives."""
 HOLDER = PREFIX + "holder"
 NONCE = PREFIX + "nonce"
+ARCHIVE = PREFIX + "archive"
+"""The namespace of a document that outlives its deployment; it has no other label that others look for."""
+ARCHIVE_OF = PREFIX + "archive-of"
+ARCHIVE_KEY = PREFIX + "archive-key"
+DOCUMENT = PREFIX + "document"
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,14 @@ class Names:
         """The volume with the files that a revision's settings name."""
         return f"{self._prefix}.{name}.r{revision}.files"
 
+    def monitor(self, name: str) -> str:
+        """The container that judges windows."""
+        return f"{self._prefix}.{name}.monitor"
+
+    def data(self, name: str) -> str:
+        """The volume with what was captured, its labels and what the monitors found."""
+        return f"{self._prefix}.{name}.data"
+
     def record(self, name: str, generation: int) -> str:
         """The volume whose label is the record."""
         return f"{self._prefix}.{name}.record.{generation:08d}"
@@ -67,6 +81,10 @@ class Names:
     def lock(self, name: str) -> str:
         """The volume that exists while a command works on the deployment."""
         return f"{self._prefix}.{name}.lock"
+
+    def archive(self, name: str, key: str, generation: int) -> str:
+        """The volume whose label is a document that outlives the deployment."""
+        return f"{self._prefix}.{name}.archive.{key}.{generation:08d}"
 
     def address(self, port: int) -> str:
         """The volume that reserves a port; the same for all namespaces, since the ports are."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 
 from mlflow_deploy.config import state_home
@@ -47,6 +48,26 @@ def find_target(name: str, wanted: str | None = None) -> Target:
     if silent is not None:
         raise silent
     raise DeploymentNotFound(name, "local", known)
+
+
+def find_archive(name: str, wanted: str | None = None) -> Target:
+    """The target that has a deployment, or else one that had it and keeps its release records.
+
+    Raises:
+        DeploymentNotFound: none of them has or had it.
+        DeployError: as `find_target`.
+    """
+    try:
+        target = find_target(name, wanted)
+    except DeploymentNotFound:
+        for target, _ in _reachable():
+            with contextlib.suppress(DeployError):
+                if name in target.archive_names():
+                    return target
+        raise
+    if wanted is not None and name not in {*target.names(), *target.archive_names()}:
+        raise DeploymentNotFound(name, target.name, [*target.names(), *target.archive_names()])
+    return target
 
 
 def used_targets(wanted: str | None = None) -> list[Target]:

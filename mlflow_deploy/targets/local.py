@@ -7,6 +7,7 @@ Layout of the state folder (`MLFLOW_DEPLOY_HOME`, by default in the user's state
     local/programs/NAME.r1-1.conf    one file per process: revision 1, replica 1
     local/deployments/NAME/          deployment.json (the record), ports.json, r1-1.json, logs/r1-1.log
     local/deployments/NAME/gateway/  configuration of its Envoy, when it has one
+    local/archive/NAME/KEY.json      release records and what belongs to them; stays when NAME is removed
     local/locks/NAME.lock            held by the command that changes the deployment
 
 With a gateway, Envoy listens on the deployment's port and each replica of a revision on a port of its own.
@@ -24,7 +25,7 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,6 +51,7 @@ from mlflow_deploy.targets.base import (
     RevisionStatus,
     Target,
 )
+from mlflow_deploy.targets.folder_archive import FolderArchive
 from mlflow_deploy.targets.local_gateway import (
     apply_gateway,
     behind_gateway,
@@ -61,10 +63,19 @@ from mlflow_deploy.targets.local_gateway import (
     program_name as gateway_program,
 )
 from mlflow_deploy.targets.local_logs import read_logs
+from mlflow_deploy.targets.local_monitor import DATA, ask_monitor, attach_monitor, monitor_state
+from mlflow_deploy.targets.local_monitor import program_name as monitor_program
 from mlflow_deploy.targets.local_orphans import find_orphans, forget_files, left_names, remove_orphan
 from mlflow_deploy.targets.local_ports import PortBook
 from mlflow_deploy.targets.network import answers, listens
-from mlflow_deploy.targets.replicas import ReplicaStatus, check_gateway_settings, combined, wait_until_ready
+from mlflow_deploy.targets.replicas import (
+    ReplicaStatus,
+    captured,
+    check_gateway_settings,
+    combined,
+    label_file,
+    wait_until_ready,
+)
 from mlflow_deploy.targets.supervisor import ProcessState, Program, Supervisor
 
 _POLL_SECONDS = 0.05
@@ -77,7 +88,13 @@ class LocalTarget(Target):
 
     name = "local"
     capabilities = frozenset(
-        {Capability.DURABLE, Capability.RESTARTS, Capability.TRAFFIC_SPLIT, Capability.RECORDING}
+        {
+            Capability.DURABLE,
+            Capability.RESTARTS,
+            Capability.TRAFFIC_SPLIT,
+            Capability.RECORDING,
+            Capability.MONITORS,
+        }
     )
 
     def __init__(self, home: Path | None = None) -> None:
@@ -85,6 +102,7 @@ class LocalTarget(Target):
         self._folder = self.home / "local"
         self._deployments = self._folder / "deployments"
         self._ports = PortBook(self._folder)
+        self._archive = FolderArchive(self._folder / "archive")
         self.supervisor = Supervisor(self._folder)
 
     # --- records ---
@@ -132,6 +150,15 @@ class LocalTarget(Target):
             trash = self._make(self._folder / "trash") / f"{name}.{os.getpid()}.{time.time_ns()}"
             folder.rename(trash)
         shutil.rmtree(self._folder / "trash", ignore_errors=True)
+
+    def read_archive(self, name: str, *keys: str) -> dict[str, bytes]:
+        return self._archive.read(name, *keys)
+
+    def write_archive(self, name: str, key: str, document: bytes) -> None:
+        self._archive.write(name, key, document)
+
+    def archive_names(self) -> list[str]:
+        return self._archive.names()
 
     def reserve_address(self, name: str, host: str, port: int | None) -> int:
         return self._ports.port(name, "public", host, port)
@@ -190,7 +217,8 @@ class LocalTarget(Target):
             for number in wanted
             for replica in self._replicas(record, number)
         }
-        others = set(self._programs(record.name)) - shall_run - {gateway_program(record.name)}
+        others = set(self._programs(record.name)) - shall_run
+        others -= {gateway_program(record.name), monitor_program(record.name)}
         # What serves now is not given up for what may never be ready.
         for revision, replica in started:
             self._wait_ready(record, revision, replica)
@@ -199,12 +227,20 @@ class LocalTarget(Target):
             apply_gateway(self.supervisor, record, self._gateway(record.name), addresses)
         self.supervisor.remove(*sorted(others))
         self._ports.forget(record.name, {*wanted, record.candidate})
+        attach_monitor(self.supervisor, record, self._deployments / record.name, self.home)
 
     def grpc_address(self, record: DeploymentRecord) -> str:
         if not record.stable.settings.serving.grpc:
             return ""
         port = record.port if self.can_split(record) else self._grpc_port(record)
         return f"{record.host}:{port}"
+
+    def scrape_addresses(self, record: DeploymentRecord) -> dict[int, tuple[str, ...]]:
+        host = "127.0.0.1" if self.can_split(record) else record.host
+        return {
+            number: tuple(f"{host}:{port}" for port, _ in self._addresses(record, record.revision(number)))
+            for number in (*record.wanted, *record.kept)
+        }
 
     def stats(self, record: DeploymentRecord) -> dict[int, CallStats]:
         if not self.can_split(record):
@@ -223,6 +259,16 @@ class LocalTarget(Target):
                 if status == http.client.OK:
                     answered[f"r{number}-{replica}"] = body
         return answered
+
+    def add_labels(self, record: DeploymentRecord, content: bytes) -> None:
+        folder = self._make(self._deployments / record.name / DATA / "labels")
+        self._write(folder / label_file(), content)
+
+    def ask_monitor(self, record: DeploymentRecord, arguments: Sequence[str]) -> bytes:
+        return ask_monitor(record, self._deployments / record.name, arguments)
+
+    def monitor_state(self, record: DeploymentRecord) -> str:
+        return monitor_state(self.supervisor, record)
 
     def control(self, name: str) -> str:
         with contextlib.suppress(FileNotFoundError):
@@ -268,6 +314,7 @@ class LocalTarget(Target):
                 host, serving = "127.0.0.1", behind_gateway(serving)
             settings = folder / f"r{revision.number}-{replica}.json"
             identity = {"deployment": record.name, "revision": revision.number, "serving": serving}
+            identity |= {"data": str(folder / DATA), "capture": captured(revision.settings)}
             identity["control"] = _control(settings) or secrets.token_urlsafe(32)
             self._write(settings, msgspec.json.format(msgspec.json.encode(identity, order="sorted")) + b"\n")
             command = [sys.executable, "-m", "mlflow_deploy.serving", "--bundle", str(bundle.path)]

@@ -48,6 +48,7 @@ class MemoryTarget(Target):
         self._running: dict[tuple[str, int], float] = {}
         self._logs: dict[tuple[str, int], list[str]] = {}
         self._locks: dict[str, threading.Lock] = {}
+        self._archive: dict[str, dict[str, bytes]] = {}
 
     @contextlib.contextmanager
     def lock(self, name: str) -> Iterator[None]:
@@ -73,6 +74,16 @@ class MemoryTarget(Target):
         self._ports.pop(name, None)
         for key in [key for key in self._running if key[0] == name]:
             del self._running[key], self.replicas[key]
+
+    def read_archive(self, name: str, *keys: str) -> dict[str, bytes]:
+        found = self._archive.get(name, {})
+        return {key: document for key, document in found.items() if not keys or key in keys}
+
+    def write_archive(self, name: str, key: str, document: bytes) -> None:
+        self._archive.setdefault(name, {})[key] = document
+
+    def archive_names(self) -> list[str]:
+        return sorted(self._archive)
 
     def reserve_address(self, name: str, host: str, port: int | None) -> int:
         taken = {other for owner, other in self._ports.items() if owner != name}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mlflow_deploy.config import DeploymentSpec, EnvoySpec
 from mlflow_deploy.errors import ConfigError, StartFailed
+from mlflow_deploy.settings import CaptureSettings
 from mlflow_deploy.targets.base import RevisionState, RevisionStatus
 
 
@@ -28,6 +30,16 @@ class ReplicaStatus:
     pid: int
     since: float
     detail: str
+
+
+def captured(spec: DeploymentSpec) -> CaptureSettings:
+    """Which requests a revision's server keeps."""
+    return replace(spec.capture, enabled=spec.captures)
+
+
+def label_file() -> str:
+    """A name that no other file of labels has, later ones behind earlier ones."""
+    return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(6)}.parquet"
 
 
 def check_gateway_settings(name: str, spec: DeploymentSpec, gateway: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 
 import msgspec
 import pytest
@@ -19,7 +20,7 @@ _TIME = "2026-01-01T00:00:00+00:00"
 
 
 def revision_of(bundle: Bundle, number: int) -> RevisionRecord:
-    """A revision record that runs `bundle` with default settings."""
+    """A revision record that runs `bundle` with default settings, but without monitors."""
     return RevisionRecord(
         number=number,
         bundle=bundle.digest,
@@ -30,7 +31,7 @@ def revision_of(bundle: Bundle, number: int) -> RevisionRecord:
         model_version="",
         fallback="",
         parity="",
-        spec={"ready_seconds": 60.0},
+        spec={"ready_seconds": 60.0, "monitor": {"kinds": []}},
         created_at=_TIME,
     )
 
@@ -219,6 +220,55 @@ class TargetContract:
         assert target.status(last, 1).state == "stopped"
         assert target.status(last, 2).state == "ready"
         target.remove("d1")
+
+    def test_monitors_come_with_a_revision_and_go_with_its_deployment(
+        self, target: Target, bundles: Sequence[Bundle]
+    ) -> None:
+        record = record_of(target, "d1", bundles[:1])
+        target.write_record(record)
+        target.start(record, record.revisions[0], bundles[0])
+        target.apply(record, {1: bundles[0]})
+        assert target.monitor_state(record) == "off"
+        if Capability.MONITORS not in target.capabilities:
+            with pytest.raises(Unsupported):
+                target.ask_monitor(record, ["status"])
+            return
+        watched = msgspec.structs.replace(
+            record.revisions[0], spec={"ready_seconds": 60.0}, created_at=datetime.now(UTC).isoformat()
+        )
+        record = msgspec.structs.replace(record, revisions=(watched,))
+        target.write_record(record)
+        target.apply(record, {1: bundles[0]})
+        assert target.monitor_state(record) == "running"
+        found: list[dict[str, object]] = []
+        deadline = time.monotonic() + 30
+        while not found and time.monotonic() < deadline:
+            # A container takes its order up when it goes round.
+            found = msgspec.json.decode(target.ask_monitor(record, ["status"]))
+        assert [(each["revision"], each["kind"]) for each in found] == [(1, "drift"), (1, "performance")]
+        target.apply(
+            msgspec.structs.replace(record, revisions=(record_of(target, "d1", bundles).revisions[0],)),
+            {1: bundles[0]},
+        )
+        assert target.monitor_state(record) != "running"
+        target.remove("d1")
+        assert target.names() == []
+
+    def test_the_archive_outlives_its_deployment(self, target: Target, bundles: Sequence[Bundle]) -> None:
+        target.write_record(record_of(target, "d1", bundles))
+        assert target.read_archive("d1") == {}
+        target.write_archive("d1", "release-00000001", '{"by": "größer"}'.encode())
+        target.write_archive("d1", "head", b"1")
+        target.write_archive("d1", "head", b"2")
+        target.write_archive("d2", "head", b"3")
+        target.remove("d1")
+        assert target.names() == []
+        assert target.orphan_names() == []
+        assert target.read_archive("d1", "head", "missing") == {"head": b"2"}
+        assert target.read_archive("d1", "head") == {"head": b"2"}
+        assert sorted(target.read_archive("d1")) == ["head", "release-00000001"]
+        assert target.read_archive("d1")["release-00000001"].decode() == '{"by": "größer"}'
+        assert target.archive_names() == ["d1", "d2"]
 
     def test_remove_leaves_nothing_and_may_be_repeated(
         self, target: Target, bundles: Sequence[Bundle]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import collections
 import http.client
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +18,31 @@ import requests
 
 REVISION = "x-mlflow-deploy-revision"
 _CLIENTS = 4
+# In a process of its own, because gRPC's threads do not go well with tests that start processes.
+_GRPC = """
+import collections, json, sys, threading
+import numpy as np
+import tritonclient.grpc as triton
+address, name, clients, pause = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
+seen, stop = collections.Counter(), threading.Event()
+def ask():
+    client, asked = triton.InferenceServerClient(address), []
+    for each in client.get_model_metadata(name).inputs:
+        asked.append(triton.InferInput(each.name, [1] * len(each.shape), each.datatype))
+        asked[-1].set_data_from_numpy(np.ones([1] * len(each.shape)))
+    while not stop.wait(pause):
+        try:
+            key = "version " + client.infer(name, asked).get_response().model_version
+        except triton.InferenceServerException as error:
+            key = str(error)
+        seen[key] += 1
+threads = [threading.Thread(target=ask) for _ in range(clients)]
+for each in threads: each.start()
+sys.stdin.readline()
+stop.set()
+for each in threads: each.join()
+print(json.dumps(seen))
+"""
 
 
 def quiet(_line: str) -> None:
@@ -83,3 +110,25 @@ def load(
         stop.set()
         for thread in threads:
             thread.join()
+
+
+@contextmanager
+def grpc_load(address: str, name: str, *, clients: int = 1, pause: float = 0.02) -> Iterator[dict[str, int]]:
+    """Ask a deployment by gRPC, all inputs being 1, until the block ends.
+
+    What came of it, by the version of the model or by error, is filled in then.
+
+    Args:
+        clients: how many ask at once.
+        pause: seconds between the answer and the next question of each.
+    """
+    command = [sys.executable, "-c", _GRPC, address, name, str(clients), str(pause)]
+    seen: dict[str, int] = {}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield seen
+        finally:
+            try:
+                seen |= json.loads(process.communicate("\n", timeout=30)[0])
+            finally:
+                process.kill()

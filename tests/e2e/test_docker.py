@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import subprocess
 import sys
@@ -21,7 +19,7 @@ from mlflow_deploy.lifecycle import release
 from mlflow_deploy.targets import docker_names as keys
 from mlflow_deploy.targets.docker import NAMESPACE_VARIABLE, DockerTarget
 from tests.e2e.conftest import answers, eventually
-from tests.e2e.load import failed, forced, load, quiet
+from tests.e2e.load import failed, forced, grpc_load, load, quiet
 from tests.engine import BASE, things
 
 SPACE = f"story-{uuid.uuid4().hex[:8]}"
@@ -97,43 +95,13 @@ def test_life_of_a_deployment_behind_a_gateway(client: Any, engine: Any, iris_ro
     assert things(engine, SPACE) == []
 
 
-GRPC_LOAD = """
-import collections, json, select, sys
-import numpy as np
-import tritonclient.grpc as triton
-client, asked, seen = triton.InferenceServerClient(sys.argv[1]), [], collections.Counter()
-for each in client.get_model_metadata("flights").inputs:
-    asked.append(triton.InferInput(each.name, [1] * len(each.shape), each.datatype))
-    asked[-1].set_data_from_numpy(np.ones([1] * len(each.shape)))
-while not select.select([sys.stdin], [], [], 0.02)[0]:
-    try:
-        seen["version " + client.infer("flights", asked).get_response().model_version] += 1
-    except triton.InferenceServerException as error:
-        seen[str(error)] += 1
-print(json.dumps(seen))
-"""
-
-
-@contextlib.contextmanager
-def grpc_load(address: str) -> Iterator[dict[str, int]]:
-    """Ask by gRPC until the block ends; what came of it, by version or error, is filled in then."""
-    command = [sys.executable, "-c", GRPC_LOAD, address]
-    seen: dict[str, int] = {}
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            yield seen
-            seen |= json.loads(process.communicate("\n", timeout=30)[0])
-        finally:
-            process.kill()
-
-
 @pytest.mark.slow
 def test_rolling_and_shadow_lose_nothing_by_http_and_by_grpc(
     client: Any, engine: Any, iris_rows: Any
 ) -> None:
     config = {"replicas": "2", "serving.grpc": "true", "step_seconds": "1", "step_requests": "50"}
-    # Other programs share the cores of a test machine.
-    config |= {"analysis.max_latency_ratio": "10"}
+    # Other programs share the cores of a test machine; the shadow below shows that answers are recorded.
+    config |= {"analysis.max_latency_ratio": "10", "analysis.max_answer_shift": "0"}
     made = client.create_deployment("flights", "models:/iris/1", config=config)
     with load(made["url"], iris_rows, rate=50) as seen:
         rolled = client.update_deployment("flights", "models:/iris/2", config={"strategy": "rolling"})
@@ -143,8 +111,9 @@ def test_rolling_and_shadow_lose_nothing_by_http_and_by_grpc(
     assert failed(seen) == {}
     assert [event["share"] for event in rolled["rollout"]["events"]] == [50, 100]
     # The same model again, so that every answer has to be the same.
-    with load(made["url"], iris_rows, rate=50) as seen, grpc_load(made["grpc"]) as called:
-        shadowed = client.update_deployment("flights", "models:/iris/2", config={"strategy": "shadow"})
+    with load(made["url"], iris_rows, rate=50) as seen, grpc_load(made["grpc"], "flights") as called:
+        shadow = {"strategy": "shadow", "replicas": "1"}
+        shadowed = client.update_deployment("flights", "models:/iris/2", config=shadow)
     report = shadowed["rollout"]["shadow"]
     print(f"shadow: {dict(seen)}, by gRPC {called}, {report}")
     assert failed(seen) == {}

@@ -1,11 +1,9 @@
-"""A new user's day on Docker, as commands: deploy, update as a canary, take it back, delete; and mistakes."""
+"""A new user's day on Docker, as commands: deploy, update as a canary, take it back, delete."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
-import socket
 import subprocess
 import sys
 import uuid
@@ -129,63 +127,6 @@ def test_deploy_update_roll_back_delete(engine: Any, day: Path) -> None:
     ]
     assert "flights is deleted" in typed("mlflow deployments delete -t docker --name flights")
     assert things(engine, SPACE) == []
-
-
-MISTAKES = {
-    "no-engine": ({"DOCKER_HOST": "unix:///no/such.sock"}, "", "No Docker engine answers at unix:///no/such.sock"),
-    "no-base-image": (
-        {}, "-C docker.base_image=localhost:1/no/such-base:1",
-        "The base image 'localhost:1/no/such-base:1' is not on the engine and cannot be pulled",
-    ),
-    "requirements": (
-        {}, "-C docker.image.extra_requirements=no-such-package==0 -C docker.image.pip_args=--no-index",
-        "The requirements of the image do not resolve",
-    ),
-    "name-taken": (
-        {}, f"-C docker.repository=mlflow-deploy-test-taken -C docker.image.tag={SPACE}",
-        f"The image name mlflow-deploy-test-taken:{SPACE} is taken",
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_one_line_and_leaves_nothing(engine: Any, day: Path, mistake: str) -> None:
-    environment, options, message = MISTAKES[mistake]
-    engine.images.get(BASE).tag("mlflow-deploy-test-taken", SPACE)
-    try:
-        printed = typed(
-            f"mlflow deployments create -t docker --name flights -m models:/flight-delay/1 {options}",
-            code=1,
-            env={**os.environ, **environment},
-        )
-    finally:
-        engine.images.remove(f"mlflow-deploy-test-taken:{SPACE}")
-    lines = [line for line in printed.splitlines() if line.startswith("Error:")]
-    assert len(lines) == 1, printed
-    assert message in lines[0]
-    assert things(engine, SPACE) == []
-
-
-@pytest.mark.slow
-def test_no_permission_on_the_socket_is_one_line(day: Path, tmp_path: Path) -> None:
-    path = tmp_path / "engine.sock"
-    command = [str(BIN / "mlflow"), "deployments", "create", "-t", "docker", "--name", "flights"]
-    command += ["-m", "models:/flight-delay/1"]
-    if os.geteuid() == 0:
-        # Root without the right to overlook permissions.
-        if shutil.which("setpriv") is None:
-            pytest.skip("setpriv is not installed (Debian package util-linux)")
-        command = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search", *command]
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(str(path))
-        server.listen()
-        path.chmod(0)
-        environment = {**os.environ, "DOCKER_HOST": f"unix://{path}"}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=170)
-    lines = [line for line in done.stderr.splitlines() if line.startswith("Error:")]
-    assert (done.returncode, len(lines)) == (1, 1), done.stderr
-    assert "You may not talk to the Docker engine" in lines[0]
 
 
 def test_prune_shows_and_removes_what_killed_commands_left(engine: Any, tmp_path: Path) -> None:

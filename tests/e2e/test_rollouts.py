@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import math
 import re
 import subprocess
@@ -15,17 +16,20 @@ from typing import Any
 
 import mlflow
 import pandas as pd
+import pyarrow as pa
 import pytest
+import requests
 from mlflow.deployments import get_deploy_client
 from mlflow.models import infer_signature
 from sklearn.linear_model import LinearRegression, Ridge
 
 from mlflow_deploy.errors import RolloutFailed, StartFailed
 from mlflow_deploy.lifecycle import release
+from mlflow_deploy.monitoring.captured import CaptureStore
 from mlflow_deploy.targets.local import LocalTarget
 from mlflow_deploy.targets.supervisor import Supervisor
 from tests.e2e.conftest import eventually
-from tests.e2e.load import failed, load, quiet
+from tests.e2e.load import failed, grpc_load, load, quiet
 
 CODE = """
 import os
@@ -54,6 +58,7 @@ ROWS = pd.DataFrame({"x": [1.0]})
 RATE = 200
 SETTINGS = {
     "gateway": "envoy",
+    "serving.grpc": "true",
     "replicas": "2",
     "step_seconds": "1.5",
     # Other programs share the cores of a test machine: an answer may well take three times as long as usual.
@@ -141,7 +146,11 @@ def test_good_version_arrives_without_a_lost_request(url: str, strategy: str) ->
     with load(url, ROWS, rate=RATE, clients=8) as seen:
         time.sleep(0.5)
         shares = Shares(seen)
-        described = update(other_good_version(), {**CANARY, "strategy": strategy}, shares)
+        # Only a rolling update needs several replicas to show anything; the last one leaves them for others.
+        replicas = "2" if strategy in ("rolling", "recreate") else "1"
+        described = update(
+            other_good_version(), {**CANARY, "strategy": strategy, "replicas": replicas}, shares
+        )
         candidate = described["revision"]
         eventually(lambda: seen[f"r{candidate}"] > 100, 10, "the new revision answers")
     print(f"\n{strategy}: {sum(seen[key] for key in seen if key[0] == 'r')} requests, failed: {failed(seen)}")
@@ -169,7 +178,7 @@ def test_good_version_arrives_without_a_lost_request(url: str, strategy: str) ->
 
 @pytest.mark.slow
 def test_rollback_under_load_loses_nothing(url: str) -> None:
-    update(other_good_version(), {"strategy": "recreate"})
+    update(other_good_version(), {"strategy": "recreate", "replicas": "2"})
     before = stable()
     with load(url, ROWS, rate=RATE, clients=8) as seen:
         described = release.rollback(LocalTarget(), "d1", progress=quiet)
@@ -235,6 +244,73 @@ def test_bad_version_is_taken_back(
         assert re.search(r"[\d,]+ of [\d,]+ rows in [\d,]+ requests were answered differently", shown), shown
         assert re.search(r'\{"x": 1\.0\} +(2\.0|1\.9)\S* +4\.0', shown), shown
         assert "The rollout was rolled back." in shown
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("version", "strategy", "reason"), [(4, "canary", "too slow"), (5, "shadow", "too many differences")]
+)
+def test_bad_version_is_taken_back_when_all_ask_by_grpc(
+    url: str, version: int, strategy: str, reason: str
+) -> None:
+    before = stable()
+    config = {"strategy": strategy, "canary_steps": "50", "step_seconds": "20", "replicas": "1"}
+    with (
+        grpc_load(before["grpc"], "d1", clients=4) as called,
+        pytest.raises(RolloutFailed, match=reason),
+    ):
+        update(f"models:/moody/{version}", config)
+    print(f"\nversion {version} by {strategy}, asked by gRPC: {called}")
+    # A slow answer is an answer; nothing failed, and a shadow answers nobody.
+    good = f"version {before['model_version']}"
+    assert set(called) == ({good} if strategy == "shadow" else {good, f"version {version}"})
+    assert called[good] > 100
+    after = stable()
+    assert after["traffic"] == before["traffic"]
+    assert after["rollout"]["outcome"] == "rolled back"
+    assert reason in after["rollout"]["events"][-1]["reason"]
+    if strategy == "shadow":
+        worst = after["rollout"]["shadow"]["worst"][0]
+        assert abs(float(worst["candidate"]) - 2 * float(worst["stable"])) < 0.01, worst
+
+
+@contextlib.contextmanager
+def labelled(url: str, data: Path, label: float) -> Iterator[None]:
+    """Ask until the block ends, and give every answer the same label as soon as it has come."""
+    store, stop = CaptureStore(data), threading.Event()
+    body = {"dataframe_split": {"columns": ["x"], "data": [[1.0]]}}
+
+    def ask() -> None:
+        with requests.Session() as session:
+            while not stop.is_set():
+                ids = [
+                    session.post(f"{url}/invocations", json=body, timeout=10).headers["x-request-id"]
+                    for _ in range(40)
+                ]
+                store.add_labels(pa.table({"key": ids, "label": [label] * len(ids)}), source="test")
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+@pytest.mark.slow
+def test_labels_take_a_wrong_version_back(url: str) -> None:
+    before = stable()
+    config = {"strategy": "canary", "canary_steps": "50", "step_seconds": "60", "replicas": "1"}
+    # Without labels nothing would speak against it.
+    config |= {"analysis.max_answer_shift": "0", "analysis.quality_tolerance": "0.01"}
+    data = LocalTarget().home / "local" / "deployments" / "d1" / "data"
+    with labelled(url, data, 2.0), pytest.raises(RolloutFailed, match="too often wrong") as caught:
+        update("models:/moody/5", config)
+    print(f"\n{caught.value.text}")
+    after = stable()
+    assert after["traffic"] == before["traffic"]
+    assert "labelled answers wrong, stable 0 of" in after["rollout"]["events"][-1]["reason"]
 
 
 @pytest.mark.slow

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import subprocess
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,10 +14,12 @@ import pytest
 from mlflow_deploy.bundle import Bundle
 from mlflow_deploy.images import labels
 from mlflow_deploy.images.builder import BuiltImage, build_image
-from mlflow_deploy.images.engine import connect, docker_errors, find_image
+from mlflow_deploy.images.engine import docker_errors, find_image
 from mlflow_deploy.images.spec import ImageSpec, parse_image_spec
+from tests import engine as engines
 from tests.engine import BASE
-from tests.integration.images.bundles import adder, sklearn_model
+from tests.integration.images.bundles import adder
+from tests.wheels import small_lock
 
 TEST_LABEL = "io.mlflow-deploy.test"
 MARK = uuid.uuid4().hex
@@ -63,42 +62,10 @@ def _remove_images(client: Any) -> None:
 
 
 @pytest.fixture
-def small_engine(tmp_path: Path, engine: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A second real engine whose disk has room for the base image and little more."""
-    if os.geteuid() != 0 or shutil.which("dockerd") is None:
-        pytest.skip("a second engine needs root and dockerd on this machine")
-    data = tmp_path / "data"
-    data.mkdir()
-    # Loading an image takes its size twice.
-    size = 2 * engine.images.get(BASE).attrs["Size"] + 90_000_000
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(data)], check=True)
-    # In a network of its own: `--bridge none` would remove the bridge of the engine that the machine has.
-    command = ["unshare", "--net", "dockerd", "-H", f"unix://{tmp_path}/small.sock", "--bridge", "none"]
-    command += [
-        "--data-root",
-        str(data),
-        "--exec-root",
-        str(tmp_path / "exec"),
-        "--pidfile",
-        str(tmp_path / "pid"),
-        "--iptables=false",
-    ]
-    with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-    try:
-        monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/small.sock")
-        until = time.monotonic() + 30
-        while not (tmp_path / "small.sock").exists():
-            assert process.poll() is None, (tmp_path / "log").read_text()[-2000:]
-            assert time.monotonic() < until
-            time.sleep(0.1)
-        with connect() as small:
-            small.images.load(engine.images.get(BASE).save(named=BASE))
-            yield small
-    finally:
-        process.terminate()
-        process.wait(30)
-        subprocess.run(["umount", "-l", str(data)], check=False)
+def small_engine(tmp_path: Path, engine: Any) -> Iterator[Any]:
+    """A second real engine, which DOCKER_HOST names, whose disk has room for the base image and little more."""
+    with engines.small_engine(engine, tmp_path) as small:
+        yield small
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -147,12 +114,12 @@ def onnx_image(engine: Any, onnx_bundle: Bundle) -> BuiltImage:
 
 
 @pytest.fixture(scope="session")
-def pyfunc_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A scikit-learn pipeline as a pyfunc bundle."""
-    return sklearn_model(tmp_path_factory.mktemp("pyfunc"))
+def tiny_settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Settings of images on a runtime with one tiny package."""
+    return small_lock(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="session")
-def pyfunc_image(engine: Any, pyfunc_bundle: Bundle) -> BuiltImage:
-    """The image of the scikit-learn pipeline."""
-    return build(pyfunc_bundle)
+def tiny_image(engine: Any, onnx_bundle: Bundle, tiny_settings: dict[str, Any]) -> BuiltImage:
+    """An image of the same model with one tiny package, for tests that only move images about."""
+    return build(onnx_bundle, **tiny_settings)

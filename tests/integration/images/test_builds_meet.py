@@ -22,7 +22,8 @@ from mlflow_deploy.images.context import RUNTIME_REPOSITORY, plan_image
 from mlflow_deploy.images.engine import build_context, build_lock, find_image
 from mlflow_deploy.images.errors import BuildFailed
 from tests.integration.images.conftest import BASE, MARK, RUNTIMES, TEST_LABEL, make_spec
-from tests.integration.images.test_faults import silent, small_lock
+from tests.integration.images.test_faults import silent
+from tests.wheels import small_lock
 
 BUILD = """
 import json, sys

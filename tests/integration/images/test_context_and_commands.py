@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Callable
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +17,15 @@ from mlflow_deploy.bundle import Bundle
 from mlflow_deploy.cli.image import image as command
 from mlflow_deploy.cli.prune import prune
 from mlflow_deploy.errors import DeployError
-from mlflow_deploy.images import labels
+from mlflow_deploy.images import labels, layout
 from mlflow_deploy.images.builder import BuiltImage
 from mlflow_deploy.images.catalog import list_images, prune_images
-from mlflow_deploy.images.context import plan_image, write_context, write_tar
+from mlflow_deploy.images.context import plan_image, write_context
 from mlflow_deploy.images.engine import find_image
 from tests.integration.images.bundles import MODEL, adder
 from tests.integration.images.conftest import BASE, MARK, TEST_LABEL, build, make_spec
 from tests.integration.images.running import started
-from tests.integration.images.test_faults import small_lock
+from tests.wheels import small_lock
 
 SETTINGS = ["-C", f"base_image={BASE}", "-C", "torch_index=", "-C", f"labels={TEST_LABEL}={MARK}"]
 
@@ -37,31 +39,96 @@ def run(*arguments: str) -> Result:
     return result
 
 
+def docker_build(tool: str, context: Path, name: str, *, buildkit: bool) -> str:
+    """Build a context by Docker's own command, without a network; returns what it printed."""
+    command = [
+        tool,
+        "build",
+        "--network",
+        "none",
+        "--label",
+        f"{TEST_LABEL}={MARK}",
+        "-t",
+        name,
+        str(context),
+    ]
+    environment = {**os.environ, "DOCKER_BUILDKIT": str(int(buildkit)), "BUILDKIT_PROGRESS": "plain"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    printed = done.stdout + done.stderr
+    assert done.returncode == 0, printed[-3000:]
+    return printed
+
+
+def docker_with_buildkit() -> str:
+    """A `docker` that builds with BuildKit: one with buildx, or one before 23, which has it built in."""
+    for folder in [*os.get_exec_path(), "/usr/bin"]:
+        tool = Path(folder) / "docker"
+        if not tool.is_file():
+            continue
+        version = subprocess.run([tool, "--version"], capture_output=True, text=True, check=True).stdout
+        buildx = subprocess.run([tool, "buildx", "version"], capture_output=True, text=True).returncode == 0
+        if buildx or int(version.split()[2].partition(".")[0]) < 23:
+            return str(tool)
+    pytest.skip("no docker command with BuildKit (Debian packages docker.io or docker-buildx)")
+
+
+@pytest.fixture
+def written(engine: Any, onnx_bundle: Bundle, tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """Writes the context of the model's image; what builds of it leave unnamed is removed at the end."""
+    digests = []
+
+    def write(**settings: Any) -> Path:
+        plan = plan_image(onnx_bundle, make_spec(**settings), lambda line: None)
+        digests.append(plan.runtime_digest)
+        write_context(plan, tmp_path / "context", lambda line: None)
+        return tmp_path / "context"
+
+    yield write
+    for digest in digests:
+        left = {"dangling": True, "label": f"{labels.RUNTIME}={digest}"}
+        for each in engine.api.images(filters=left):
+            engine.api.remove_image(each["Id"])
+
+
 @pytest.mark.slow
-def test_the_written_context_builds_with_docker_alone(
-    engine: Any, onnx_bundle: Bundle, tmp_path: Path
+def test_the_written_context_builds_with_buildkit(
+    engine: Any, onnx_bundle: Bundle, written: Callable[..., Path]
 ) -> None:
-    output = tmp_path / "context"
-    plan = plan_image(onnx_bundle, make_spec(), lambda line: None)
-    write_context(plan, output, lambda line: None)
-    archive = io.BytesIO()
-    files = {path.relative_to(output).as_posix(): path for path in output.rglob("*") if path.is_file()}
-    write_tar(files, archive)
-    archive.seek(0)
-    name = f"mlflow-deploy-test-elsewhere:{MARK}"
-    events = list(
-        engine.api.build(
-            fileobj=archive, custom_context=True, tag=name, rm=True, decode=True, network_mode="none",
-            labels={TEST_LABEL: MARK},
-        )
-    )  # fmt: skip
-    assert not [event for event in events if "error" in event], events[-3:]
+    tool, name = docker_with_buildkit(), f"mlflow-deploy-test-elsewhere:{MARK}"
+    assert "#1 [internal]" in docker_build(tool, written(), name, buildkit=True)
     with started(engine, name, user="54321:0") as running:
         running.answers_its_example(onnx_bundle)
-    for each in engine.api.images(
-        filters={"dangling": True, "label": f"{labels.RUNTIME}={plan.runtime_digest}"}
-    ):
-        engine.api.remove_image(each["Id"])
+
+
+@pytest.mark.slow
+def test_the_written_context_builds_without_buildkit(
+    engine: Any, written: Callable[..., Path], tmp_path: Path
+) -> None:
+    """With one tiny package: that the server runs in what this builder makes is what the other tests show."""
+    tool = shutil.which("docker")
+    if tool is None:
+        pytest.skip("there is no docker command (Debian package docker.io)")
+    name = f"mlflow-deploy-test-classic:{MARK}"
+    assert "Step 1/" in docker_build(tool, written(**small_lock(tmp_path)), name, buildkit=False)
+    code = "import privatepkg, mlflow_deploy.serving, os; print(privatepkg.VALUE, os.getuid())"
+    said = engine.containers.run(
+        name, ["-I", "-c", code], entrypoint=layout.PYTHON, remove=True, labels={TEST_LABEL: MARK}
+    )
+    assert said == b"42 10001\n"
+
+
+@pytest.mark.parametrize("buildkit", ["0", "1"])
+def test_builds_do_not_depend_on_buildkit(
+    tiny_image: BuiltImage,
+    tiny_settings: dict[str, Any],
+    make_adder: Callable[[int], Bundle],
+    monkeypatch: pytest.MonkeyPatch,
+    buildkit: str,
+) -> None:
+    """The variable is for Docker's command line; the engine builds the same way whatever it says."""
+    monkeypatch.setenv("DOCKER_BUILDKIT", buildkit)
+    built = build(make_adder(7 + int(buildkit)), **tiny_settings)
+    assert (built.runtime, built.runtime_reused, built.reused) == (tiny_image.runtime, True, False)
 
 
 def test_build_twice_list_and_inspect(engine: Any, onnx_image: BuiltImage, onnx_bundle: Bundle) -> None:

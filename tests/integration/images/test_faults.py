@@ -7,15 +7,12 @@ import gc
 import hashlib
 import io
 import os
-import shutil
 import socket
 import subprocess
 import sys
 import tarfile
 import threading
-import time
 import warnings
-import zipfile
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -38,11 +35,12 @@ from mlflow_deploy.images.errors import (
     ImageNameTaken,
     ImageNotFound,
     IndexUnreachable,
-    NoDiskSpace,
     RegistryRefused,
     RequirementsUnresolved,
 )
-from tests.integration.images.conftest import BASE, MARK, TEST_LABEL, build, make_spec
+from tests import engine as engines
+from tests.integration.images.conftest import BASE, MARK, build, make_spec
+from tests.wheels import small_lock, tiny_wheel
 
 ROOT = Path(__file__).resolve().parents[3]
 SECRET = "s3cret-t0ken-of-the-index"
@@ -59,26 +57,6 @@ def left(engine: Any, digest: str) -> tuple[set[str], set[str]]:
     return {each["Id"] for each in images}, {
         each["Id"] for each in engine.api.containers(all=True, filters=wanted)
     }
-
-
-def small_lock(folder: Path) -> dict[str, Any]:
-    """Settings for a runtime with one tiny package, which builds fast."""
-    wheel = tiny_wheel(folder / "wheels")
-    (folder / "lock.txt").write_text(f"privatepkg==1.0 --hash=sha256:{sha256_file(wheel)}\n")
-    return {"lock": folder / "lock.txt", "wheels": folder / "wheels", "pip_args": "--no-index"}
-
-
-def tiny_wheel(folder: Path) -> Path:
-    """Write a wheel of the package `privatepkg`."""
-    folder.mkdir(parents=True)
-    path = folder / "privatepkg-1.0-py3-none-any.whl"
-    info = "privatepkg-1.0.dist-info"
-    with zipfile.ZipFile(path, "w") as wheel:
-        wheel.writestr("privatepkg.py", "VALUE = 42\n")
-        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: privatepkg\nVersion: 1.0\n")
-        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        wheel.writestr(f"{info}/RECORD", "")
-    return path
 
 
 def refused(engine: Any, kind: type[DeployError], bundle: Bundle, **settings: Any) -> str:
@@ -196,74 +174,34 @@ def test_no_permission_on_the_socket(tmp_path: Path) -> None:
 # --- registries --------------------------------------------------------------------------------------------
 
 
-def free_port() -> int:
-    """A port that is free now."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
-
-
-@pytest.fixture(params=["open", "closed"])
-def registry(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, str]]:
-    """(`open` for anyone or `closed` without a password, address) of a real registry."""
-    binary = shutil.which("docker-registry")
-    if binary is None:
-        pytest.skip("docker-registry is not installed (Debian package docker-registry)")
-    port = free_port()
-    config = f"version: 0.1\nstorage: {{filesystem: {{rootdirectory: {tmp_path}/store}}}}\n"
-    config += f"http: {{addr: '127.0.0.1:{port}'}}\n"
-    if request.param == "closed":
-        # bcrypt of a password that nobody knows.
-        (tmp_path / "htpasswd").write_text(
-            "user:$2y$05$abcdefghijklmnopqrstuu5Lhvo0gI1zHBAEwQ4aI0bWX0mCgU6Aq\n"
-        )
-        config += f"auth: {{htpasswd: {{realm: test, path: {tmp_path}/htpasswd}}}}\n"
-    (tmp_path / "config.yml").write_text(config)
-    with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen([binary, "serve", str(tmp_path / "config.yml")], stdout=log, stderr=log)
-    try:
-        until = time.monotonic() + 10
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
-            except OSError:
-                assert process.poll() is None, (tmp_path / "log").read_text()
-                assert time.monotonic() < until
-                time.sleep(0.05)
-        yield request.param, f"127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(10)
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[str]:
+    """The address of a real registry that is open for anyone."""
+    with engines.registry(tmp_path, closed=False) as address:
+        yield address
 
 
 @pytest.mark.slow
-def test_push_and_pull(engine: Any, onnx_image: BuiltImage, registry: tuple[str, str]) -> None:
-    kind, address = registry
-    name = f"{address}/models/adder:1"
-    engine.images.get(onnx_image.name).tag(f"{address}/models/adder", "1")
+def test_push_and_pull(engine: Any, tiny_image: BuiltImage, registry: str) -> None:
+    name = f"{registry}/models/adder:1"
+    engine.images.get(tiny_image.name).tag(f"{registry}/models/adder", "1")
     try:
-        if kind == "closed":
-            with pytest.raises(RegistryRefused, match="did not push") as caught:
-                push_image(name, silent)
-            assert "docker login" in caught.value.text
-            with pytest.raises(RegistryRefused, match="did not pull"):
-                pull_image(f"{address}/models/adder:2", silent)
-            return
         digest = push_image(name, silent)
-        assert digest.startswith(f"{address}/models/adder@sha256:")
+        assert digest.startswith(f"{registry}/models/adder@sha256:")
         engine.images.remove(name)
+        with pytest.raises(RegistryRefused, match="did not pull"):
+            pull_image(f"{registry}/models/adder:2", silent)
         pull_image(name, silent)
-        assert engine.images.get(name).id == onnx_image.id
+        assert engine.images.get(name).id == tiny_image.id
     finally:
         engine.images.remove(name, force=True)
 
 
-def test_push_to_nowhere(engine: Any, onnx_image: BuiltImage) -> None:
+def test_push_to_nowhere(engine: Any, tiny_image: BuiltImage) -> None:
     name = "127.0.0.1:1/models/adder:1"
     with pytest.raises(ImageNotFound):
         push_image(name, silent)
-    engine.images.get(onnx_image.name).tag("127.0.0.1:1/models/adder", "1")
+    engine.images.get(tiny_image.name).tag("127.0.0.1:1/models/adder", "1")
     try:
         with pytest.raises(RegistryRefused, match="did not push"):
             push_image(name, silent)
@@ -312,27 +250,11 @@ def test_no_secret_is_in_any_layer_or_the_history(
     assert any(each["name"] == "privatepkg" for each in built.sbom["components"])
     image = engine.images.get(built.name)
     assert SECRET not in str(image.history()) + str(image.attrs)
-    saved = tmp_path / "image.tar"
-    with saved.open("wb") as file:
-        for chunk in image.save():
-            file.write(chunk)
     needle, tail = SECRET.encode(), b""
-    with saved.open("rb") as file:
-        while chunk := file.read(1 << 22):
-            assert needle not in tail + chunk
-            tail = chunk[-len(needle) :]
+    for chunk in image.save():
+        assert needle not in tail + chunk
+        tail = chunk[-len(needle) :]
     kept = [path.read_bytes() for path in image_home.rglob("*") if path.is_file()]
     assert kept
     assert all(needle not in text for text in kept)
     assert hashlib.sha256(needle).hexdigest() not in str(kept)
-
-
-# --- a full disk -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_a_full_disk(small_engine: Any, onnx_bundle: Bundle) -> None:
-    text = refused(small_engine, NoDiskSpace, onnx_bundle)
-    assert "No space was left on the disk" in text
-    assert small_engine.images.list(filters={"label": labels.KIND}) == []
-    assert small_engine.containers.list(all=True, filters={"label": TEST_LABEL}) == []

@@ -134,3 +134,13 @@ def test_nothing_leads_to_the_administration() -> None:
     assert bootstrap["admin"]["address"] == {"pipe": {"path": "./admin.sock", "mode": 0o600}}
     everything = json.dumps([documents.listener_document(SPEC), table(SPEC, [ONE], Traffic({1: 100}))])
     assert "admin" not in everything
+
+
+def test_labels_are_not_copied_to_a_shadow() -> None:
+    routes = table(SPEC, [ONE, TWO], Traffic({1: 100}, Mirror(2)))
+    mine = [route for route in routes if route["match"].get("prefix") == "/feedback"]
+    assert mine
+    assert not any("request_mirror_policies" in route["route"] for route in mine)
+    plain = [route for route in routes if route["match"].get("prefix") == "/" and "route" in route]
+    assert any("request_mirror_policies" in route["route"] for route in plain)
+    assert routes.index(mine[-1]) < routes.index(plain[-1])

@@ -123,10 +123,16 @@ def test_trimming_keeps_what_others_import(tmp_path: Path) -> None:
     mine.mkdir(parents=True)
     (mine / "test_all.py").touch()
     (tmp_path / "onnxruntime" / "tools").mkdir(parents=True)
+    programs = tmp_path / "torch" / "bin"
+    programs.mkdir(parents=True)
+    for name in ("torch_shm_manager", "test_jit"):
+        (programs / name).touch()
     install.trim_packages(tmp_path)
     assert {path.name for path in tests.iterdir()} == {"_natype.py", "__init__.py"}
     assert (mine / "test_all.py").exists()
     assert not (tmp_path / "onnxruntime" / "tools").exists()
+    # torch does not import without it.
+    assert [path.name for path in programs.iterdir()] == ["torch_shm_manager"]
 
 
 def test_every_user_may_read_and_nobody_else_write(tmp_path: Path) -> None:

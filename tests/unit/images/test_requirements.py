@@ -29,7 +29,8 @@ def names(lines: tuple[str, ...]) -> dict[str, str]:
 def test_a_graph_gets_the_versions_of_the_parity_check(graph: Bundle) -> None:
     found = names(wanted(graph, make_spec()).lines)
     assert set(found) == {
-        "onnxruntime", "numpy", "granian", "msgspec", "prometheus-client", "grpcio", "protobuf",
+        "onnxruntime", "numpy", "granian", "msgspec", "nanoarrow", "prometheus-client", "grpcio",
+        "protobuf",
     }  # fmt: skip
     for name, specifier in found.items():
         assert specifier == f"=={importlib.metadata.version(name)}"
