@@ -77,7 +77,8 @@ class Answers:
 def encode_predictions(predictions: Any) -> bytes:
     """{"predictions": ...} as JSON; NaN and Infinity are written so, as MLflow's server does."""
     encoded = _encode(predictions)
-    if b"null" in encoded:
+    # `in` would first try the bytes as a number, and word the error that it then forgets.
+    if encoded.find(b"null") >= 0:
         # msgspec writes NaN as null; json writes what MLflow writes.
         encoded = json.dumps(predictions).encode()
     return b'{"predictions":' + encoded + b"}"

@@ -16,6 +16,7 @@ from mlflow_deploy.serving.tensor_feeds import Feeds, TensorFeeds
 
 FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 _SPLIT_KEYS = {"columns", "data", "index"}
+_NEAR = 32  # bytes in which the form of a body that holds nothing else stands
 _ONE_FORM = f"The body must be a JSON object with exactly one of {', '.join(FORMS)}"
 
 
@@ -86,7 +87,8 @@ class GraphBodies:
             BadRequest: the body is in none of the forms.
             InvalidValue: it does not fit the model's signature.
         """
-        if self._form and self._mark in body[:32]:
+        # `in` would first try the mark as a number, and word the error that it then forgets.
+        if self._form and body.find(self._mark, 0, _NEAR) >= 0:
             try:
                 typed = self._decode(body)
             except (msgspec.MsgspecError, ValueError, RecursionError):

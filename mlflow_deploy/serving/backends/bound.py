@@ -109,7 +109,9 @@ class BoundRuns:
                 raise
             return self._run_again(slot, _plain(feeds), expires)
         slot.expires = math.inf
-        results = [buffer.copy() for buffer in slot.outputs]
+        outputs = slot.outputs
+        # The usual single output without the function call that a comprehension is.
+        results = [outputs[0].copy()] if len(outputs) == 1 else [buffer.copy() for buffer in outputs]
         if slot.spoiled:
             self._slots.discard(slot)
         else:

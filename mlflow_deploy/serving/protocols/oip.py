@@ -256,7 +256,7 @@ def _inputs(inputs: Sequence[Input], binary: memoryview) -> list[tuple[str, Arra
 def _encode(head: InferResponse) -> bytes:
     encoded = msgspec.json.encode(head)
     # msgspec writes NaN as null; json writes it as Python's clients read it.
-    return json.dumps(msgspec.to_builtins(head)).encode() if b"null" in encoded else encoded
+    return encoded if encoded.find(b"null") < 0 else json.dumps(msgspec.to_builtins(head)).encode()
 
 
 def _json(document: Any) -> Response:
