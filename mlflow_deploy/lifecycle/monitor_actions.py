@@ -18,7 +18,8 @@ from typing import Any
 
 import msgspec
 
-from mlflow_deploy.config import ActionSpec, state_home
+from mlflow_deploy.config import state_home
+from mlflow_deploy.config_monitor import ActionSpec
 from mlflow_deploy.errors import DeployError, DeploymentBusy, MonitorActionFailed
 from mlflow_deploy.files import LockHeldError, locked
 from mlflow_deploy.lifecycle import release

@@ -20,7 +20,7 @@ from typing import Any, Literal, cast
 
 import msgspec
 
-from mlflow_deploy.config import ActionSpec, AlertSpec, MonitorAction
+from mlflow_deploy.config_monitor import ActionSpec, AlertSpec, MonitorAction
 from mlflow_deploy.errors import DeployError, MonitorActionFailed
 from mlflow_deploy.monitoring import notify
 from mlflow_deploy.monitoring.alert_state import (

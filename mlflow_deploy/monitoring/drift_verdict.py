@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mlflow_deploy.config import MonitorSpec
+from mlflow_deploy.config_monitor import MonitorSpec
 from mlflow_deploy.errors import DataError
 from mlflow_deploy.monitoring.drift import detect_drift
 from mlflow_deploy.monitoring.profile import PREDICTION, ReferenceProfile, build_profile

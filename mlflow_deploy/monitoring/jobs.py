@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlflow_deploy.config import DeploymentSpec, MonitorSpec, duration_seconds
+from mlflow_deploy.config import DeploymentSpec
+from mlflow_deploy.config_monitor import MonitorSpec, duration_seconds
 from mlflow_deploy.errors import DeployError
 from mlflow_deploy.files import locked, write_atomic
 from mlflow_deploy.monitoring.captured import REQUEST_ID, TIME, CaptureStore

@@ -18,7 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlflow_deploy.config import duration_seconds
+from mlflow_deploy.config_monitor import duration_seconds
 from mlflow_deploy.files import locked
 from mlflow_deploy.monitoring.jobs import spec_of, window_of
 from mlflow_deploy.monitoring.orders import read_order

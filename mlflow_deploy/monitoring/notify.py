@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from mlflow_deploy.config import AlertSpec
+from mlflow_deploy.config_monitor import AlertSpec
 from mlflow_deploy.monitoring.alert_state import Channel, Message, Notice
 
 _TIMEOUT_SECONDS = 10.0

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlflow_deploy.config import MonitorSpec
+from mlflow_deploy.config_monitor import MonitorSpec
 from mlflow_deploy.errors import DeployError
 from mlflow_deploy.monitoring.captured import LATENCY, REQUEST_ID, ROW, SERVICE_COLUMNS, STATUS, CaptureStore
 from mlflow_deploy.monitoring.estimate import (

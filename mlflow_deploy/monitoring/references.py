@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from mlflow_deploy.config import MonitorSpec
+from mlflow_deploy.config_monitor import MonitorSpec
 from mlflow_deploy.errors import DataError
 from mlflow_deploy.files import write_atomic
 from mlflow_deploy.monitoring.captured import TIME, CaptureStore

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import numpy.typing as npt
 
-from mlflow_deploy.config import duration_seconds
+from mlflow_deploy.config_monitor import duration_seconds
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MAX_EMPTY = 1000

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from mlflow_deploy.config import AlertSpec
+from mlflow_deploy.config_monitor import AlertSpec
 from mlflow_deploy.monitoring.alert_state import Message, Notice
 from mlflow_deploy.monitoring.notify import NotDeliveredError, send, subject, text
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mlflow_deploy.config import ActionSpec, AlertSpec
+from mlflow_deploy.config_monitor import ActionSpec, AlertSpec
 from mlflow_deploy.errors import DeploymentBusy
 from mlflow_deploy.monitoring.actions import ActionRequest, after_window, work_off
 from mlflow_deploy.monitoring.alert_state import read_state

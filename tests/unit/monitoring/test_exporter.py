@@ -160,7 +160,7 @@ def test_an_exporter_that_comes_back_says_the_same(tmp_path: Path) -> None:
 
 
 def test_a_damaged_record_makes_the_scrape_fail_instead_of_looking_well(tmp_path: Path) -> None:
-    from mlflow_deploy.config import ActionSpec, AlertSpec
+    from mlflow_deploy.config_monitor import ActionSpec, AlertSpec
 
     after_window(tmp_path, result(1, "alert"), AlertSpec(), ActionSpec())
     (tmp_path / "monitor" / "alerts.json").write_text("{")
