@@ -4,8 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOCK := requirements/py311.txt
-# Processes that the tests are spread over; 0 = one after the other.
-JOBS ?= 0
+# Which tests `make test` runs.
+TESTS ?= not benchmark
 # Only Python 3.11 is locked; other versions resolve the bounds of pyproject.toml.
 CONSTRAINT = $(shell $(BIN)/python -c 'import sys; print("-c $(LOCK)" if sys.version_info[:2] == (3, 11) else "")')
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -35,7 +35,7 @@ demo-check: $(VENV)/.demo ## The demo, cleaned up at its end
 	@$(BIN)/mlflow-deploy demo --no-keep
 
 test: $(VENV)/.test ## Run every test that this machine can run
-	@$(BIN)/python -m pytest -m "not benchmark" -n $(JOBS) --dist loadgroup $(TESTFLAGS)
+	@$(BIN)/python -m pytest -m "$(TESTS)" $(TESTFLAGS)
 
 lint: $(VENV)/.test ## ruff and mypy --strict
 	@$(BIN)/ruff check .

@@ -31,12 +31,9 @@ def pytest_configure() -> None:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Keep the tests of a file in one process, and all that use the container engine in the same one.
-
-    The engine is one for all: tests that ask what is left on it must not meet each other.
-    """
-    engine = "docker" in item.path.name or {"engine", "real_engine"} & set(getattr(item, "fixturenames", ()))
-    item.add_marker(pytest.mark.xdist_group("engine" if engine else item.path.name))
+    """Mark what uses the container engine, which is one for all: such tests must not meet each other."""
+    if "docker" in item.path.name or {"engine", "real_engine"} & set(getattr(item, "fixturenames", ())):
+        item.add_marker(pytest.mark.engine)
 
 
 @pytest.fixture

@@ -127,8 +127,9 @@ def test_removed_record_is_read_from_the_containers(
     target: DockerTarget, engine: Any, bundles: Sequence[Bundle]
 ) -> None:
     record = started(target, bundles)
-    for volume in engine.api.volumes({"label": f"{keys.NAMESPACE}={SPACE}"})["Volumes"]:
-        engine.api.remove_volume(volume["Name"])
+    labels = [f"{keys.NAMESPACE}={SPACE}", f"{keys.ROLE}=record"]
+    (volume,) = engine.api.volumes({"label": labels})["Volumes"]
+    engine.api.remove_volume(volume["Name"])
     assert target.require("d1") == record
 
 
