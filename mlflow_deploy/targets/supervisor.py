@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 import xmlrpc.client
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
@@ -268,11 +268,22 @@ class Supervisor:
         )
 
 
+def _by_one_name(command: Sequence[str]) -> Sequence[str]:
+    """The command with this environment's Python under one of its names.
+
+    It has several, python and python3, and a process whose command differs is started anew.
+    """
+    usual = Path(sys.prefix, "bin", "python3")
+    if command[0] == sys.executable and usual.exists() and usual.samefile(sys.executable):
+        return [str(usual), *command[1:]]
+    return command
+
+
 def _program_config(program: Program) -> str:
     environment = ",".join(f'{key}="{_escape(value)}"' for key, value in program.environment.items())
     return (
         f"[program:{program.name}]\n"
-        f"command={_escape(shlex.join(program.command))}\n"
+        f"command={_escape(shlex.join(_by_one_name(program.command)))}\n"
         "autostart=true\n"
         "autorestart=unexpected\n"
         f"exitcodes={EXIT_BROKEN}\n"
