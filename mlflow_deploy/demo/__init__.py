@@ -1,1 +1,1 @@
-"""The demo: a tracking server, a trained model, a promotion, a deployment, traffic, a drift table."""
+"""The demo: tracking server, trained model, promotion, deployment, and flights that its monitors judge."""

@@ -1,11 +1,11 @@
-"""Real flights as requests: latency as a client sees it, and accuracy against labels that come later."""
+"""Real flights as requests: latency as a client sees it, and the ids by which labels find them later."""
 
 from __future__ import annotations
 
-import dataclasses
 import http.client
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
@@ -17,82 +17,68 @@ from mlflow_deploy.errors import PredictionError
 if TYPE_CHECKING:
     import pandas as pd
 
-_SINGLE_ROWS = 5000
-_BATCH_ROWS = 500
+_SINGLES, _BATCH_ROWS = 500, 500
 
 
-@dataclasses.dataclass(frozen=True)
-class TrafficReport:
-    """What was sent and how it was answered.
+@dataclass(frozen=True)
+class Sent:
+    """How rows were answered.
 
     Attributes:
-        rows: flights sent.
-        requests: requests sent; the first of them held one flight each, the rest many.
-        single_requests: requests with one flight, which the latencies are of.
-        p50_ms, p95_ms, p99_ms: latency of those on one connection, in milliseconds.
-        accuracy: share of right predictions.
-        majority: accuracy of always predicting the commoner class.
-        recall: share of late flights that were predicted late.
-        precision: share of flights predicted late that were.
+        keys: for each row the id of its request and its position there.
+        latencies: seconds of each request with one row, on one connection.
     """
 
-    rows: int
+    keys: list[tuple[str, int]]
+    latencies: list[float]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Latency as the client saw it, in milliseconds, of so many requests with one row."""
+
     requests: int
-    single_requests: int
     p50_ms: float
     p95_ms: float
     p99_ms: float
-    accuracy: float
-    majority: float
-    recall: float
-    precision: float
 
 
-def send(
-    url: str, features: pd.DataFrame, labels: pd.Series[Any], progress: Callable[[str], None]
-) -> TrafficReport:
-    """Send all rows to the deployment at `url`, the first 5,000 one by one, and compare with the labels.
+def send(url: str, features: pd.DataFrame, progress: Callable[[str], None]) -> Sent:
+    """Send all rows to the deployment at `url`: the first 500 one by one, the others 500 at a time.
 
     Raises:
         PredictionError: a request was not answered with one prediction per row.
     """
     connection = http.client.HTTPConnection(urlparse(url).netloc, timeout=30)
-    answers: list[int] = []
-    latencies: list[float] = []
-    requests = 0
+    sent = Sent([], [])
+    # Ids tell the requests of all runs of the demo apart.
+    run, start = time.time_ns(), 0
     try:
-        start = 0
         while start < len(features):
-            size = 1 if start < _SINGLE_ROWS else _BATCH_ROWS
-            body = _body(features.iloc[start : start + size])
+            rows = features.iloc[start : start + (1 if start < _SINGLES else _BATCH_ROWS)]
+            body, request_id = _body(rows), f"demo-{run}-{start}"
             begun = time.perf_counter()
-            predictions = _post(connection, body)
-            if size == 1:
-                latencies.append(time.perf_counter() - begun)
-            if len(predictions) != len(features.iloc[start : start + size]):
-                raise PredictionError(f"{size} rows were sent and {len(predictions)} predictions came back")
-            answers.extend(int(value) for value in predictions)
-            requests += 1
-            start += size
-            if requests % 500 == 0:
+            predictions = _post(connection, body, request_id)
+            if len(rows) == 1:
+                sent.latencies.append(time.perf_counter() - begun)
+            if len(predictions) != len(rows):
+                raise PredictionError(
+                    f"{len(rows)} rows were sent and {len(predictions)} predictions came back"
+                )
+            sent.keys.extend((request_id, row) for row in range(len(rows)))
+            start += len(rows)
+            if start % _BATCH_ROWS == 0:
                 progress(f"{start:,} of {len(features):,} flights sent")
     finally:
         connection.close()
-    p50, p95, p99 = (float(value) * 1000 for value in np.percentile(latencies, [50, 95, 99]))
-    predicted, truth = np.asarray(answers), labels.to_numpy()
-    caught = int(((predicted == 1) & (truth == 1)).sum())
-    return TrafficReport(
-        rows=len(features),
-        requests=requests,
-        single_requests=len(latencies),
-        p50_ms=p50,
-        p95_ms=p95,
-        p99_ms=p99,
-        accuracy=float((predicted == truth).mean()),
-        majority=float(max(truth.mean(), 1 - truth.mean())),
-        recall=caught / max(1, int((truth == 1).sum())),
-        precision=caught / max(1, int((predicted == 1).sum())),
-    )
+    return sent
+
+
+def latency(sent: Sequence[Sent]) -> Latency:
+    """The percentiles of all single requests together."""
+    all_of_them = [seconds * 1000 for each in sent for seconds in each.latencies]
+    p50, p95, p99 = (float(value) for value in np.percentile(all_of_them, [50, 95, 99]))
+    return Latency(requests=len(all_of_them), p50_ms=p50, p95_ms=p95, p99_ms=p99)
 
 
 def _body(rows: pd.DataFrame) -> bytes:
@@ -103,9 +89,10 @@ def _body(rows: pd.DataFrame) -> bytes:
     return msgspec.json.encode({"dataframe_split": split})
 
 
-def _post(connection: http.client.HTTPConnection, body: bytes) -> list[Any]:
+def _post(connection: http.client.HTTPConnection, body: bytes, request_id: str) -> list[Any]:
     try:
-        connection.request("POST", "/invocations", body, {"Content-Type": "application/json"})
+        headers = {"Content-Type": "application/json", "X-Request-Id": request_id}
+        connection.request("POST", "/invocations", body, headers)
         response = connection.getresponse()
         text = response.read()
     except (OSError, http.client.HTTPException) as error:
