@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import signal
@@ -24,17 +25,30 @@ import click
 @click.option(
     "--once", is_flag=True, help="Look once and end; exit status 1 when something could not be done."
 )
+@click.option(
+    "--webhook-port",
+    type=click.IntRange(0, 65535),
+    metavar="PORT",
+    help="Take webhooks of the registry at /webhooks and tell Prometheus at /metrics; 0 for a free port.",
+)
+@click.option(
+    "--webhook-host", default="127.0.0.1", show_default=True, metavar="HOST", help="Where --webhook-port is."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print each event as a line of JSON.")
 def controller(
-    models: tuple[str, ...], every: bool, policy: Path | None, interval: float, once: bool, as_json: bool
-) -> None:
+    models: tuple[str, ...], every: bool, policy: Path | None, interval: float, once: bool,
+    webhook_port: int | None, webhook_host: str, as_json: bool,
+) -> None:  # fmt: skip
     """Follow the registry: who moves a version to a stage or sets its alias, deploys it.
 
     Followed are the models that the policy file names, those with a tag deploy.policy, and those of --model.
     A version that gets into a stage goes through `mlflow-deploy promote`: gates, rollout, outcome on its page.
-    It runs until SIGTERM or Ctrl-C, and can be killed at any moment: the next one goes on.
+    It runs until SIGTERM or Ctrl-C, and can be killed at any moment: the next one goes on. The secret of the
+    webhooks is MLFLOW_DEPLOY_WEBHOOK_SECRET, or in the file that MLFLOW_DEPLOY_WEBHOOK_SECRET_FILE names.
     """
+    from mlflow_deploy.lifecycle.controller.listener import SECRET_VARIABLE, Listener, webhook_secret
     from mlflow_deploy.lifecycle.controller.loop import follow
+    from mlflow_deploy.lifecycle.controller.metrics import ControllerMetrics
     from mlflow_deploy.lifecycle.controller.reconcile import Event
     from mlflow_deploy.progress import live_progress
 
@@ -49,13 +63,20 @@ def controller(
             click.echo(f"{at} {event.action} {what}{place}{why}".replace("  ", " "))
         sys.stdout.flush()
 
-    stop = threading.Event()
+    stop, metrics = threading.Event(), ControllerMetrics()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     try:
-        with live_progress() as progress:
+        with contextlib.ExitStack() as stack:
+            if webhook_port is not None:
+                secret = webhook_secret()
+                listener = Listener(webhook_host, webhook_port, secret=secret, metrics=metrics)
+                stack.callback(listener.close)
+                what = "and webhooks" if secret else f"only: {SECRET_VARIABLE} is not set"
+                tell(Event("", "", "listening", reason=f"metrics {what}, on {webhook_host}:{listener.port}"))
+            progress = stack.enter_context(live_progress())
             well = follow(
                 policy=policy, models=models, every=every, interval=interval, once=once, stop=stop,
-                tell=tell, progress=progress,
+                tell=tell, progress=progress, metrics=metrics,
             )  # fmt: skip
     except KeyboardInterrupt:
         return

@@ -69,6 +69,8 @@ class StagePolicy(BaseModel):
     """Alias that the version in this stage has; unset = champion for Production, challenger for Staging."""
     archive_existing: bool = True
     """Whether the versions that were in the classic stage are archived."""
+    put_back: bool = False
+    """Whether the controller moves stage and alias back when a version is refused."""
     gates: Gates = {}
     """Gates that a version must pass, each with its settings."""
     approvals: ApprovalPolicy = ApprovalPolicy()

@@ -27,6 +27,7 @@ from mlflow_deploy.lifecycle.policy import ModelPolicy, StagePolicy
 from mlflow_deploy.lifecycle.policy_source import policy_of
 from mlflow_deploy.lifecycle.promotion import Move, Promotion, PromotionPlan
 from mlflow_deploy.lifecycle.quarantine_marks import refuse_quarantined
+from mlflow_deploy.lifecycle.records.moves_of_model import moving
 from mlflow_deploy.lifecycle.records.recorder import recorded
 from mlflow_deploy.lifecycle.registry import ResolvedModel, registry_errors, resolve
 from mlflow_deploy.lifecycle.stages import RegistryMoves, make_moves, plan_moves
@@ -109,11 +110,16 @@ def promote_alone(
     stage: str,
     *,
     policy: Path | str | ModelPolicy | None = None,
+    requester: str = "",
     dry_run: bool = False,
     progress: Progress,
 ) -> Promotion:
-    """The same as `promote` for callers that hold the model by `promoting`."""
-    case = _case(model, version, stage, policy)
+    """The same as `promote` for callers that hold the model by `promoting`.
+
+    Args:
+        requester: on whose behalf; empty for the user who runs this.
+    """
+    case = _case(model, version, stage, policy, requester or who())
     plan = _plan(case, progress)
     at = now()
     if reason := _forbidden(case):
@@ -131,7 +137,7 @@ def promote_alone(
         return _ended(case, _done(case, told, context, progress))
 
 
-def _case(model: str, version: str, stage: str, policy: Path | str | ModelPolicy | None) -> _Case:
+def _case(model: str, version: str, stage: str, policy: Path | str | ModelPolicy | None, by: str) -> _Case:
     uri = f"models:/{model}{version}" if version.startswith("@") else f"models:/{model}/{version}"
     found = resolve(uri)
     if not found.name:
@@ -147,7 +153,7 @@ def _case(model: str, version: str, stage: str, policy: Path | str | ModelPolicy
         deployment=name,
         record=_ready(target, name) if name else None,
         moves=plan_moves(found.version, own, wanted),
-        by=who(),
+        by=by,
     )
 
 
@@ -235,7 +241,7 @@ def _done(case: _Case, told: Promotion, context: GateContext, progress: Progress
         if case.deployment:
             deployed = _deploy(case, told, context, progress)
         progress("Moving stage and alias")
-        make_moves(case.moves)
+        notes = _move(case)
     except BaseException as error:
         try:
             _undeploy(case, deployed, progress)
@@ -244,7 +250,21 @@ def _done(case: _Case, told: Promotion, context: GateContext, progress: Progress
         if not isinstance(error, DeployError):
             raise
         return dataclasses.replace(told, outcome="failed", reason=error.text)
-    return dataclasses.replace(told, outcome="promoted", deployment=deployed)
+    return dataclasses.replace(told, outcome="promoted", deployment=deployed, notes=notes)
+
+
+def _move(case: _Case) -> tuple[str, ...]:
+    """Move stage and alias, and keep who did it. When only that cannot be kept, it is a note."""
+    moved = False
+    try:
+        with moving(case.model.name, by=case.by, reason=f"promotion to {case.stage.name}"):
+            make_moves(case.moves)
+            moved = True
+    except DeployError as error:
+        if not moved:
+            raise
+        return (f"who moved stage and alias is not in the history of {case.model.name}: {error.text}",)
+    return ()
 
 
 def _deploy(case: _Case, told: Promotion, context: GateContext, progress: Progress) -> dict[str, Any]:

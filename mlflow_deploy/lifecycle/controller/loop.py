@@ -5,14 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mlflow_deploy.config import state_home
 from mlflow_deploy.errors import DeployError
 from mlflow_deploy.files import LockHeldError, locked
+from mlflow_deploy.lifecycle.controller.keeping import Records, keep_moves
+from mlflow_deploy.lifecycle.controller.metrics import ControllerMetrics
 from mlflow_deploy.lifecycle.controller.reconcile import Event, reconcile
 from mlflow_deploy.lifecycle.controller.state import Memory
+from mlflow_deploy.lifecycle.hints import Hints
 from mlflow_deploy.lifecycle.policy import Policy
 from mlflow_deploy.lifecycle.steps import Progress
 
@@ -30,6 +34,7 @@ def follow(
     stop: threading.Event,
     tell: Callable[[Event], None],
     progress: Progress,
+    metrics: ControllerMetrics | None = None,
 ) -> bool:
     """Make deployments match the registry until told to stop.
 
@@ -38,35 +43,77 @@ def follow(
     releases when it dies, however it dies.
 
     Args:
-        interval: seconds between two looks.
+        interval: seconds between two looks; a hint that something was moved ends the wait.
         once: look once and return.
+        metrics: to write into; None where nobody reads them.
 
     Returns:
         Whether the last look went well.
     """
     home = state_home()
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    looking = _Looking(home, metrics or ControllerMetrics())
     with _lease(home / _LEASE, interval, stop, tell):
-        well, told = True, ""
+        well, told = True, set[Event]()
         while not stop.is_set():
-            try:
-                memory = Memory(home / _MEMORY)
-                found = Policy.load(policy)
-                events = reconcile(found, memory, models=models, every=every, progress=progress)
-                told, well = "", not any(each.action in ("error", "failed") for each in events)
-            except DeployError as error:
-                # The same trouble is told once, not at every look.
-                events, well = (
-                    [Event("", "", "error", reason=error.text)] if error.text != told else [],
-                    False,
-                )
-                told = error.text
+            looking.metrics.acting.set(1)
+            events = looking.look(policy, models, every, progress)
+            troubles = {each for each in events if each.action == "error"}
+            well = not any(each.action in ("error", "failed") for each in events)
             for event in events:
-                tell(event)
+                # The same trouble is told once, not at every look.
+                if event not in told:
+                    tell(event)
+            told = troubles
+            looking.keep_records(policy)
             if once:
                 break
-            stop.wait(interval)
+            looking.hints.wait(interval, stop)
         return well
+
+
+class _Looking:
+    """What is kept from one look to the next."""
+
+    def __init__(self, home: Path, metrics: ControllerMetrics) -> None:
+        self._home = home
+        self.metrics = metrics
+        self.hints = Hints()
+        self._records = Records()
+
+    def look(
+        self, policy: Path | str | None, models: tuple[str, ...], every: bool, progress: Progress
+    ) -> list[Event]:
+        """Look once; what went wrong is an event."""
+        begun, memory, up = time.monotonic(), None, False
+        try:
+            memory = Memory(self._home / _MEMORY)
+            found = Policy.load(policy)
+            hints = self.hints.read()
+            keep_moves(hints)
+            self.hints.done()
+            for hint in hints:
+                self.metrics.hints.labels(hint.source).inc()
+            events = reconcile(found, memory, models=models, every=every, progress=progress)
+            up = True
+        except DeployError as error:
+            events = [Event("", "", "error", reason=error.text)]
+        seen = [each for _, _, each in memory.all()] if memory else []
+        self.metrics.looked(time.monotonic() - begun, up=up, events=events, seen=seen)
+        return events
+
+    def keep_records(self, policy: Path | str | None) -> None:
+        """Log release records that MLflow does not have."""
+        try:
+            found = Policy.load(policy)
+            seen = [each for _, _, each in Memory(self._home / _MEMORY).all()]
+        except DeployError:
+            # The look has told it.
+            return
+        stages = [each for part in (found.default, *found.models.values()) for each in part.stages]
+        targets = {each.target for each in stages if each.deployment}
+        self._records.flush(targets | {each.target for each in seen if each.deployment})
+        self.metrics.records_waiting.set(self._records.waiting)
 
 
 @contextlib.contextmanager

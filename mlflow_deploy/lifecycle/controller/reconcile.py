@@ -11,14 +11,20 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from mlflow_deploy.errors import DeployError, DeploymentBusy
-from mlflow_deploy.lifecycle import release
+from mlflow_deploy.lifecycle.controller.leaving import (
+    drain,
+    drain_gone,
+    put_back,
+    registry_digest,
+    served_version,
+)
 from mlflow_deploy.lifecycle.controller.state import Memory, Seen, decide
 from mlflow_deploy.lifecycle.policy import ModelPolicy, Policy, StagePolicy
 from mlflow_deploy.lifecycle.policy_source import TAG, policy_from
 from mlflow_deploy.lifecycle.promote import promote_alone, promoting
+from mlflow_deploy.lifecycle.records.moves_of_model import mover, moves_of
 from mlflow_deploy.lifecycle.registry import registry_errors
 from mlflow_deploy.lifecycle.steps import Progress
-from mlflow_deploy.targets import open_target
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import RegisteredModel
@@ -36,7 +42,7 @@ class Event:
     """One thing that the controller did, or could not do.
 
     Attributes:
-        action: promoted, refused, failed, drained, or error.
+        action: promoted, refused, failed, drained, error, waiting (another controller acts), or listening.
         version: that it is about; empty when it is about none.
     """
 
@@ -65,7 +71,8 @@ def reconcile(
         RegistryUnreachable: the registry does not answer; nothing was changed.
     """
     events: list[Event] = []
-    for model in list(_registered()):
+    registered = list(_registered())
+    for model in registered:
         if not (every or model.name in models or model.name in policy.models or TAG in model.tags):
             continue
         try:
@@ -80,6 +87,9 @@ def reconcile(
                 events += _stage(model, own, stage, memory, progress)
             except DeployError as error:
                 events.append(Event(model.name, stage.name, "error", reason=error.text))
+    for name, where, version, trouble in drain_gone({each.name for each in registered}, memory):
+        why = trouble or "the model was deleted or renamed"
+        events.append(Event(name, where, "error" if trouble else "drained", version, why))
     return events
 
 
@@ -107,9 +117,10 @@ def _stage(
         seen = msgspec.structs.replace(seen, retry_at=0.0)
     # The intent is remembered before it is acted on: a killed controller goes on with it.
     memory.put(model.name, stage.name, seen)
-    served = _served(policy, stage)
+    served = served_version(model.name, stage.target, policy.deployment_of(stage))
     if not wanted:
-        return _drain(model.name, policy, stage, served)
+        why = drain(model.name, policy, stage, served)
+        return [Event(model.name, stage.name, "drained", served, why)] if why else []
     if served == wanted == seen.settled:
         return []
     key = _key(model.name, wanted, stage) if seen.refused else ""
@@ -118,16 +129,17 @@ def _stage(
     try:
         # Who promotes from a terminal moves stage and alias last: what was read before that is out of date.
         with promoting(model.name):
-            if _place(_now(model.name), stage) != (alias, classic):
+            fresh = _now(model.name)
+            if _place(fresh, stage) != (alias, classic):
                 return []
-            return [_promote(model.name, policy, stage, wanted, seen, memory, progress)]
+            return [_promote(fresh, policy, stage, wanted, seen, memory, progress)]
     except DeploymentBusy:
         # It is looked at again next time.
         return []
 
 
 def _promote(
-    name: str,
+    model: RegisteredModel,
     policy: ModelPolicy,
     stage: StagePolicy,
     wanted: str,
@@ -136,9 +148,15 @@ def _promote(
     progress: Progress,
 ) -> Event:
     """Promote, and remember how it ended: what the promotion itself moved is no news at the next look."""
+    name = model.name
+    progress(f"Promoting version {wanted} of {name} to {stage.name}")
     try:
-        found = promote_alone(name, wanted, stage.name, policy=policy, progress=progress)
+        moves = moves_of(name)
+        by = mover(moves, wanted, stage.classic_stage, stage.alias)
+        found = promote_alone(name, wanted, stage.name, policy=policy, requester=by, progress=progress)
         outcome, reason = found.outcome, found.reason
+        if outcome == "refused" and stage.put_back:
+            put_back(model, policy, stage, wanted, moves, reason)
     except DeployError as error:
         outcome, reason = "failed", error.text
     if outcome == "promoted":
@@ -147,9 +165,14 @@ def _promote(
             classic=wanted if stage.classic_stage != "None" else "",
             wanted=wanted,
             settled=wanted,
+            target=stage.target,
+            deployment=policy.deployment_of(stage),
+            registry=registry_digest(),
         )
     elif outcome == "refused":
-        after = msgspec.structs.replace(seen, refused=_key(name, wanted, stage), retry_at=0.0)
+        # What was put back is asked again when somebody moves it again.
+        key = "" if stage.put_back else _key(name, wanted, stage)
+        after = msgspec.structs.replace(seen, refused=key, retry_at=0.0)
     else:
         after = msgspec.structs.replace(seen, retry_at=time.time() + _RETRY_SECONDS)
     memory.put(name, stage.name, after)
@@ -172,31 +195,6 @@ def _now(name: str) -> RegisteredModel:
 def _newest(model: RegisteredModel, stage: str) -> str:
     versions = [int(each.version) for each in model.latest_versions if each.current_stage == stage]
     return str(max(versions)) if versions and stage != "None" else ""
-
-
-def _served(policy: ModelPolicy, stage: StagePolicy) -> str:
-    """Version of this model that the stage's deployment serves; empty when none does."""
-    record = open_target(stage.target).read_record(policy.deployment_of(stage))
-    if record is None or record.phase != "ready" or record.stable.model_name != policy.name:
-        return ""
-    return record.stable.model_version
-
-
-def _drain(name: str, policy: ModelPolicy, stage: StagePolicy, served: str) -> list[Event]:
-    """Take down a deployment whose version was archived or deleted; any other serves on."""
-    if not served or not _gone(name, served):
-        return []
-    release.delete(open_target(stage.target), policy.deployment_of(stage))
-    return [Event(name, stage.name, "drained", served, "it was archived or deleted")]
-
-
-def _gone(name: str, version: str) -> bool:
-    import mlflow
-
-    with registry_errors(f"models:/{name}"):
-        found = mlflow.MlflowClient().search_model_versions(f"name='{name}'", max_results=10_000)
-    stages = {str(each.version): each.current_stage for each in found}
-    return stages.get(version, "Archived") == "Archived"
 
 
 def _key(name: str, version: str, stage: StagePolicy) -> str:

@@ -21,6 +21,8 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
         refused: what a refusal depended on (version, policy, tags); before one of them changes, it is not tried
             again.
         retry_at: seconds since the epoch from which on a failed promotion is tried again; 0 for none.
+        target, deployment: where the settled version was deployed; empty before.
+        registry: digest of the registry's URI that it was read from, `settled` being set.
     """
 
     alias: str = ""
@@ -29,6 +31,9 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
     settled: str = ""
     refused: str = ""
     retry_at: float = 0.0
+    target: str = ""
+    deployment: str = ""
+    registry: str = ""
 
 
 class Memory:
@@ -52,6 +57,20 @@ class Memory:
         """What is known of a stage; None before the first look."""
         return self._seen.get(f"{model}/{stage}")
 
+    def all(self) -> list[tuple[str, str, Seen]]:
+        """Model, stage and what is known of it."""
+        parts = [(key.rpartition("/"), seen) for key, seen in self._seen.items()]
+        return [(model, stage, seen) for (model, _, stage), seen in parts]
+
+    def forget(self, model: str, stage: str) -> None:
+        """Know nothing of a stage any more.
+
+        Raises:
+            StateWriteFailed: it cannot be written.
+        """
+        if self._seen.pop(f"{model}/{stage}", None) is not None:
+            self._write()
+
     def put(self, model: str, stage: str, seen: Seen) -> None:
         """Remember it, on the disk when it has changed.
 
@@ -62,6 +81,9 @@ class Memory:
         if self._seen.get(key, Seen()) == seen:
             return
         self._seen[key] = seen
+        self._write()
+
+    def _write(self) -> None:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             write_atomic(self._path, msgspec.json.encode(self._seen))

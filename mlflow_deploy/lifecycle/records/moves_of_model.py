@@ -2,13 +2,14 @@
 
 MLflow keeps no history of stages and aliases. Each look at the registry is compared with the one before, and
 what has changed in between is kept in this machine's state folder. A stage carries the time of its move, an
-alias only the two looks that it lies between. Who did it is known of commands that say so with `moving`.
+alias only the two looks that it lies between. Who did it is known of commands that say so with `moving`, and of
+what the app in the MLflow server saw.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
@@ -18,6 +19,7 @@ import msgspec
 from mlflow_deploy.config import state_home
 from mlflow_deploy.errors import StateWriteFailed
 from mlflow_deploy.files import locked
+from mlflow_deploy.lifecycle.hints import Hint
 from mlflow_deploy.lifecycle.registry import registered_model
 from mlflow_deploy.targets.folder_archive import FolderArchive
 
@@ -64,12 +66,13 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
     aliases: dict[str, str] = {}
 
 
-def moves_of(model: str, *, by: str = "", reason: str = "") -> list[Move]:
+def moves_of(model: str, *, by: str = "", reason: str = "", hints: Sequence[Hint] = ()) -> list[Move]:
     """Look at a registered model, keep what has changed since the last look, and give all that is known.
 
     Args:
         by: who did what is new now.
         reason: why.
+        hints: what was seen of it while it was done, the oldest first; they tell when, and perhaps who.
 
     Raises:
         ModelNotFound: there is none of this name.
@@ -80,7 +83,7 @@ def moves_of(model: str, *, by: str = "", reason: str = "") -> list[Move]:
     try:
         state_home().mkdir(parents=True, exist_ok=True, mode=0o700)
         with locked(state_home() / "registry.lock", wait=True):
-            return _looked(archive, name, model, by, reason)
+            return _looked(archive, name, model, by, reason, hints)
     except (OSError, msgspec.DecodeError) as error:
         raise StateWriteFailed(f"the moves of {model}", str(error)) from error
 
@@ -97,7 +100,9 @@ def moving(model: str, *, by: str, reason: str = "") -> Iterator[None]:
     moves_of(model, by=by, reason=reason)
 
 
-def _looked(archive: FolderArchive, name: str, model: str, by: str, reason: str) -> list[Move]:
+def _looked(
+    archive: FolderArchive, name: str, model: str, by: str, reason: str, hints: Sequence[Hint]
+) -> list[Move]:
     kept = archive.read(name, _MOVES, _SEEN)
     moves = msgspec.json.decode(kept[_MOVES], type=list[Move]) if _MOVES in kept else []
     before = msgspec.json.decode(kept[_SEEN], type=Seen) if _SEEN in kept else None
@@ -108,6 +113,7 @@ def _looked(archive: FolderArchive, name: str, model: str, by: str, reason: str)
         aliases=aliases,
     )
     new = [*_versions(before, versions, after), *_stages(before, versions), *_aliases(before, after)]
+    new = [_told(each, hints) for each in new]
     if by:
         new = [msgspec.structs.replace(each, by=by, reason=reason) for each in new]
     if new:
@@ -115,6 +121,26 @@ def _looked(archive: FolderArchive, name: str, model: str, by: str, reason: str)
         archive.write(name, _MOVES, msgspec.json.encode(moves))
     archive.write(name, _SEEN, msgspec.json.encode(after))
     return moves
+
+
+def mover(moves: Sequence[Move], version: str, stage: str, alias: str) -> str:
+    """Who brought a version to MLflow's stage or gave it the alias last; empty where that is not known."""
+    places = (("stage", version, stage), ("alias", alias, version))
+    found = [each.by for each in moves if (each.kind, each.what, each.after) in places]
+    return found[-1] if found else ""
+
+
+def _told(move: Move, hints: Sequence[Hint]) -> Move:
+    """The move with what the latest hint of it tells."""
+    for hint in reversed(hints):
+        itself = (hint.kind, hint.what, hint.after) == (move.kind, move.what, move.after)
+        archived = hint.archives and (move.kind, move.before, move.after) == ("stage", hint.after, "Archived")
+        lost = (hint.kind, hint.after, move.kind) == ("version", "removed", "alias") and (
+            (move.before, move.after) == (hint.what, "")
+        )
+        if itself or archived or lost:
+            return msgspec.structs.replace(move, at=hint.at, not_before="", by=hint.by or move.by)
+    return move
 
 
 def _versions(before: Seen | None, versions: list[ModelVersion], after: Seen) -> Iterator[Move]:

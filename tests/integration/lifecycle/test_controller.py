@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -24,9 +25,16 @@ from sklearn.linear_model import LinearRegression
 
 from mlflow_deploy.errors import DeploymentBusy
 from mlflow_deploy.files import locked
+from mlflow_deploy.lifecycle.controller.leaving import drain_gone
 from mlflow_deploy.lifecycle.controller.loop import follow
+from mlflow_deploy.lifecycle.controller.metrics import ControllerMetrics
 from mlflow_deploy.lifecycle.controller.reconcile import Event
+from mlflow_deploy.lifecycle.controller.state import Memory
+from mlflow_deploy.lifecycle.hints import Hint, give
 from mlflow_deploy.lifecycle.promote import promote, promoting
+from mlflow_deploy.lifecycle.records.chain import read_head
+from mlflow_deploy.lifecycle.records.moves_of_model import moves_of
+from mlflow_deploy.lifecycle.records.outbox import SECONDS_VARIABLE, read_outbox
 from mlflow_deploy.targets import open_target
 from mlflow_deploy.targets.supervisor import Supervisor
 
@@ -240,6 +248,46 @@ def test_what_is_in_quarantine_stays_out(followed: Path) -> None:
     assert told(look()) == [("promoted", other)]
 
 
+def test_what_is_refused_is_put_back_where_the_policy_says_so(
+    followed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, before = mlflow.MlflowClient(), "1"
+    client.set_registered_model_alias(NAME, "champion", before)
+    look()
+    assert served() == before
+    (tmp_path / "lifecycle.yaml").write_text(POLICY.replace("gates:", "put_back: true\n        gates:"))
+    monkeypatch.setenv("MLFLOW_DEPLOY_POLICY", str(tmp_path / "lifecycle.yaml"))
+    to_stage("3", "Staging")
+    give(Hint(model=NAME, kind="stage", what="3", after="Staging", by="bob"))
+    assert look() == []
+    to_stage("3", "Production", archive=True)
+    assert stage_of(before) == "Archived"
+    give(Hint(model=NAME, kind="stage", what="3", after="Production", archives=True, by="ada"))
+    (event,) = look()
+    assert (event.action, event.version) == ("refused", "3")
+    assert (stage_of("3"), served()) == ("Staging", before)
+    assert settled(before)
+    assert look() == []
+    assert "By ada at" in client.get_model_version(NAME, "3").description
+    found = {(each.what, each.before, each.after, each.by) for each in moves_of(NAME) if each.kind == "stage"}
+    assert {("3", "Staging", "Production", "ada"), (before, "Production", "Archived", "ada")} <= found
+    (back,) = [each for each in moves_of(NAME) if (each.what, each.after) == ("3", "Staging") and each.reason]
+    assert back.reason.startswith("put back, it was refused: ")
+    client.set_registered_model_alias(NAME, "champion", "3")
+    assert told(look()) == [("refused", "3")]
+    assert settled(before), "the alias goes back too"
+
+
+def test_releases_that_mlflow_missed_are_logged(followed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    look()
+    target = open_target("local")
+    waiting = read_head(target, NAME).number - len(read_outbox(target, NAME).runs)
+    assert waiting > 0
+    monkeypatch.setenv(SECONDS_VARIABLE, "60")
+    assert look() == []
+    assert len(read_outbox(target, NAME).runs) == read_head(target, NAME).number
+
+
 def test_a_promotion_by_hand_is_not_disturbed(followed: Path) -> None:
     look()
     before = served()
@@ -263,6 +311,23 @@ def test_without_registry_everything_serves_on(followed: Path, tracking: str) ->
     assert (event.action, served()) == ("error", before)
     assert "does not answer" in event.reason
     assert look() == []
+
+
+def test_metrics_say_that_the_registry_is_down(followed: Path, tracking: str) -> None:
+    metrics = ControllerMetrics()
+    texts = []
+    for uri in ("http://127.0.0.1:9", tracking):
+        mlflow.set_registry_uri(uri)
+        follow(
+            policy=None, models=(), every=False, interval=1, once=True, stop=threading.Event(),
+            tell=lambda event: None, progress=lambda line: None, metrics=metrics,
+        )  # fmt: skip
+        texts.append(metrics.text().decode().splitlines())
+    down, up = texts
+    assert "mlflow_deploy_controller_registry_up 0.0" in down
+    assert "mlflow_deploy_controller_last_good_look_timestamp_seconds 0.0" in down
+    assert 'mlflow_deploy_controller_events_total{action="error"} 1.0' in down
+    assert {"mlflow_deploy_controller_registry_up 1.0", "mlflow_deploy_controller_deployments 1.0"} <= set(up)
 
 
 def test_a_look_at_many_models_is_short(followed: Path, tracking: str) -> None:
@@ -289,3 +354,30 @@ def test_a_look_at_many_models_is_short(followed: Path, tracking: str) -> None:
             store.commit()
     assert events == []
     assert taken < 5
+
+
+def test_a_model_that_is_deleted_as_a_whole_is_drained(followed: Path, tracking: str, tmp_path: Path) -> None:
+    look()
+    client, before = mlflow.MlflowClient(), served()
+    assert before
+    shutil.copy(tracking.removeprefix("sqlite:///"), tmp_path / "other.db")
+    with contextlib.closing(sqlite3.connect(tmp_path / "other.db")) as store:
+        store.execute("DELETE FROM registered_models WHERE name = ?", (NAME,))
+        store.commit()
+    mlflow.set_registry_uri(f"sqlite:///{tmp_path / 'other.db'}")
+    try:
+        (event,) = look()
+    finally:
+        mlflow.set_registry_uri(tracking)
+    assert (event.action, served()) == ("error", before)
+    assert "promoted from another one" in event.reason
+    ((*_, why),) = drain_gone((), Memory(followed / "controller.json"))
+    assert (why, served()) == ("the registry has no model at all; deployments serve on", before)
+
+    for version in ("1", "2", "3"):
+        to_stage(version, "None")
+    client.delete_registered_model(NAME)
+    client.create_registered_model("another")
+    (event,) = look()
+    assert (event.action, event.version, served()) == ("drained", before, "")
+    assert look() == []
