@@ -22,6 +22,7 @@ DATATYPES = {
 _NAMES = {dtype: name for name, dtype in DATATYPES.items() if name != "BYTES"}
 _KINDS = {"b": "b", "u": "bui", "i": "bui", "f": "uif"}
 _MAX_DIMS = 32
+_MAX_ELEMENTS = 1 << 48
 _LENGTH = struct.Struct("<I")
 
 
@@ -47,9 +48,11 @@ def elements(name: str, shape: Sequence[int]) -> int:
     """Number of elements of a shape; Python's integers cannot overflow.
 
     Raises:
-        InvalidValue: a dimension is negative, or there are too many.
+        InvalidValue: a dimension is negative or too large, or there are too many.
     """
-    if len(shape) > _MAX_DIMS or (shape and min(shape) < 0):
+    possible = len(shape) <= _MAX_DIMS and min(shape, default=0) >= 0
+    # An empty tensor, too, must have sizes that its array can be told.
+    if not possible or math.prod(max(size, 1) for size in shape) > _MAX_ELEMENTS:
         raise InvalidValue(f"Input {name!r} has an impossible shape")
     return math.prod(shape)
 

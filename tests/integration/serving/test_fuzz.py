@@ -129,11 +129,25 @@ queries = st.fixed_dictionaries(
 )
 
 
+def huge(datatype: str, rows: int) -> dict[str, Any]:
+    """An input without elements whose shape no array can have."""
+    return {
+        "name": "left",
+        "shape": [rows, 2**62],
+        "datatype": datatype,
+        "data": [],
+        "parameters": {"binary_data_size": 0},
+    }
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_infer_bodies(clients: dict[str, httpx.Client], name: str) -> None:
     @fuzz
     @given(queries, st.binary(max_size=40), st.booleans())
+    @example({"inputs": [huge("FP32", 0)]}, b"", True)
+    @example({"inputs": [huge("BYTES", 0)]}, b"", True)
+    @example({"inputs": [huge("FP32", 0)]}, b"", False)
     def run(query: Any, tail: bytes, binary: bool) -> None:
         head = json.dumps(query).encode()
         headers = {"inference-header-content-length": str(len(head))} if binary else {}
