@@ -27,7 +27,7 @@ PORT = 9464
 """Where the monitor serves its Prometheus metrics inside its container."""
 _PACKAGES = ("mlflow-skinny", "msgspec", "numpy", "prometheus-client", "pyarrow", "pydantic", "pyyaml")
 _EVIDENTLY = ("evidently", "pandas")
-_PARTS = ("__init__", "bundle", "config", "errors", "files", "settings")
+_PARTS = ("__init__", "bundle", "config", "config_monitor", "errors", "files", "settings")
 _TARGETS = ("__init__", "base", "base_monitor")
 
 _DOCKERFILE = """\

@@ -1,0 +1,43 @@
+"""The monitor's image holds every module of ours that its modules import."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import mlflow_deploy
+from mlflow_deploy.targets import docker_monitor_image
+
+PACKAGE = Path(mlflow_deploy.__file__).parent
+ROOT = "app/mlflow_deploy/"
+MODULES = sorted(name[len(ROOT) :] for name in docker_monitor_image._own_files() if name.startswith(ROOT))
+
+
+def imported(path: Path) -> set[str]:
+    """The modules of ours that a file imports when it runs, as files in the package."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    only_types = {
+        id(part)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for part in ast.walk(node)
+    }
+    found = set()
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ImportFrom) or id(node) in only_types:
+            continue
+        module = node.module or ""
+        if module.split(".")[0] != "mlflow_deploy":
+            continue
+        folder = PACKAGE.joinpath(*module.split(".")[1:])
+        names = [each.name for each in node.names] if folder.is_dir() else []
+        found |= {folder / f"{name}.py" for name in names if (folder / f"{name}.py").exists()}
+        found.add(folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py"))
+    return {each.relative_to(PACKAGE).as_posix() for each in found}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_what_a_module_imports_is_in_the_image(module: str) -> None:
+    assert imported(PACKAGE / module) - set(MODULES) == set()
