@@ -35,7 +35,7 @@ print(json.dumps({
 @pytest.mark.slow
 def test_cells_run_as_printed(home: Path, tmp_path: Path) -> None:
     environment = {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_EXPERIMENT")},
         "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}",
         "MLFLOW_REGISTRY_URI": f"sqlite:///{tmp_path / 'mlflow.db'}",
         "MLFLOW_DEPLOY_RECORD_SECONDS": "60",
