@@ -217,7 +217,8 @@ def test_update_under_load_costs_a_client_at_most_one_retry(client: Any, home: P
 def test_update_that_cannot_start_leaves_the_old_revision(
     client: Any, iris_rows: Any, tmp_path: Path
 ) -> None:
-    before = client.create_deployment("d1", "models:/iris/1")
+    client.create_deployment("d1", "models:/iris/1")
+    before = client.get_deployment("d1")
     model = tmp_path / "model"
     shutil.copytree(mlflow.artifacts.download_artifacts("models:/iris/2"), model)
     for file in model.glob("model.*"):
