@@ -147,6 +147,10 @@ def test_access_log_has_the_trace(server: Running, request_body: dict[str, Any])
 
 def test_metrics_add_up_over_workers(doubles: Bundle, request_body: dict[str, Any], tmp_path: Path) -> None:
     with running(doubles.path, tmp_path, workers=2) as server:
+        ready = 0
+        while ready < 30:  # the one worker answers while the other one still loads
+            with server.client() as client:
+                ready = ready + 1 if client.get("/ping").status_code == 200 else 0
         pids = set()
         for _ in range(60):
             with server.client() as client:  # a connection each, so that both workers get some
