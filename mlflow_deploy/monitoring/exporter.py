@@ -7,7 +7,6 @@ a process died.
 from __future__ import annotations
 
 import http.server
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,11 +20,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
-from mlflow_deploy.errors import DeployError, PortInUse
+from mlflow_deploy.errors import DeployError
 from mlflow_deploy.files import write_atomic
 from mlflow_deploy.monitoring import definitions as d
 from mlflow_deploy.monitoring.alert_state import FOLDER, AlertState, read_state
 from mlflow_deploy.monitoring.definitions import MetricDefinition
+from mlflow_deploy.monitoring.http_port import HttpPort
 from mlflow_deploy.monitoring.orders import read_order
 from mlflow_deploy.monitoring.results import MonitorKind, WindowResult, WindowState
 from mlflow_deploy.monitoring.store import ResultStore
@@ -208,23 +208,15 @@ class Exporter:
         self._data, self._deployment = data, deployment
         self.heartbeat = 0.0
         """Set by the job when it goes round its loop, seconds since the epoch."""
-        try:
-            self._server = http.server.ThreadingHTTPServer((host, port), self._handler())
-        except OSError as error:
-            raise PortInUse(host, port) from error
-        self._server.daemon_threads = True
-        self.port = int(self._server.server_address[1])
-        self._thread = threading.Thread(target=self._server.serve_forever, name="exporter", daemon=True)
-        self._thread.start()
+        self._http = HttpPort(host, port, self._handler(), "exporter")
+        self.port = self._http.port
         address = f"{advertised or host}:{self.port}"
         (data / FOLDER).mkdir(parents=True, exist_ok=True)
         write_atomic(data / FOLDER / ADDRESS, address.encode(), mode=0o640)
 
     def close(self) -> None:
         """Stop serving."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        self._http.close()
 
     def _handler(self) -> type[http.server.BaseHTTPRequestHandler]:
         exporter = self

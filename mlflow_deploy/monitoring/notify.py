@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import hmac
 import os
 import shlex
 import smtplib
@@ -19,6 +16,7 @@ import msgspec
 
 from mlflow_deploy.config_monitor import AlertSpec
 from mlflow_deploy.monitoring.alert_state import Channel, Message, Notice
+from mlflow_deploy.monitoring.webhook_signature import ID, SIGNATURE, TIMESTAMP, sign
 
 _TIMEOUT_SECONDS = 10.0
 _COMMAND_SECONDS = 60.0
@@ -80,11 +78,9 @@ def signed(body: bytes, identity: str, secret: str, now: float) -> dict[str, str
     an old time, so that a recorded message is worth nothing later.
     """
     moment = str(int(now))
-    headers = {"X-MLflow-Delivery-Id": identity, "X-MLflow-Timestamp": moment}
+    headers = {ID: identity, TIMESTAMP: moment}
     if secret:
-        content = f"{identity}.{moment}.".encode() + body
-        digest = hmac.new(secret.encode(), content, hashlib.sha256).digest()
-        headers["X-MLflow-Signature"] = f"v1,{base64.b64encode(digest).decode()}"
+        headers[SIGNATURE] = sign(secret, identity, moment, body)
     return headers
 
 

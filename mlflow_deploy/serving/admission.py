@@ -43,6 +43,7 @@ class Admission:
             QueueFull: too many wait already.
             DeadlineExceeded: the wait was too long.
         """
+        # As `enter_at_once`, without its call: every request comes through here.
         try:
             self._free.get_nowait()
         except queue.Empty:

@@ -19,7 +19,7 @@ class PackedRow(msgspec.Struct, gc=False):
     Attributes:
         packer: what packed it.
         data: the numbers, in the input's type, one after the other.
-        key: the shape of the input, in the form of `bound.shapes`.
+        key: the shape of the input, as `backends.bound` finds its buffers by it.
     """
 
     packer: RowPacker

@@ -13,8 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 import msgspec
 
 from mlflow_deploy.lifecycle.controller.listener import webhook_secret
-from mlflow_deploy.lifecycle.controller.webhooks import ENTITY, ID, SIGNATURE, TIMESTAMP, sign
+from mlflow_deploy.lifecycle.controller.webhooks import ENTITY
 from mlflow_deploy.lifecycle.hints import Hint
+from mlflow_deploy.monitoring.webhook_signature import ID, SIGNATURE, TIMESTAMP, sign
 
 VARIABLE = "MLFLOW_DEPLOY_CONTROLLER_URL"
 """Environment variable with the address of the controller's --webhook-port; unset = hints are files."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 import http.server
 import logging
 import os
-import threading
 import time
 from pathlib import Path
 
-from mlflow_deploy.errors import ConfigError, PortInUse, StateWriteFailed
+from mlflow_deploy.errors import ConfigError, StateWriteFailed
 from mlflow_deploy.lifecycle.controller.metrics import ControllerMetrics
-from mlflow_deploy.lifecycle.controller.webhooks import ID, Deliveries, Verdict
+from mlflow_deploy.lifecycle.controller.webhooks import Deliveries, Verdict
 from mlflow_deploy.lifecycle.hints import give
+from mlflow_deploy.monitoring.http_port import HttpPort
+from mlflow_deploy.monitoring.webhook_signature import ID
 
 SECRET_VARIABLE = "MLFLOW_DEPLOY_WEBHOOK_SECRET"  # noqa: S105 - the name of a variable
 """Environment variable with the webhooks' secret; with _FILE after it, with the file that holds it."""
@@ -59,20 +60,12 @@ class Listener:
     def __init__(self, host: str, port: int, *, secret: str, metrics: ControllerMetrics) -> None:
         self._metrics = metrics
         self._deliveries = Deliveries(secret) if secret else None
-        try:
-            self._server = http.server.ThreadingHTTPServer((host, port), self._handler())
-        except OSError as error:
-            raise PortInUse(host, port) from error
-        self._server.daemon_threads = True
-        self.port = int(self._server.server_address[1])
-        self._thread = threading.Thread(target=self._server.serve_forever, name="listener", daemon=True)
-        self._thread.start()
+        self._http = HttpPort(host, port, self._handler(), "listener")
+        self.port = self._http.port
 
     def close(self) -> None:
         """Stop answering."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        self._http.close()
 
     def _taken(self, request: http.server.BaseHTTPRequestHandler) -> Verdict:
         """Judge a delivery and leave its hint."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import hmac
 import json
 import threading
@@ -14,9 +12,7 @@ from typing import Any
 import msgspec
 
 from mlflow_deploy.lifecycle.hints import Hint
-
-ID, TIMESTAMP, SIGNATURE = "X-MLflow-Delivery-Id", "X-MLflow-Timestamp", "X-MLflow-Signature"
-"""Headers of a delivery, as MLflow sends them."""
+from mlflow_deploy.monitoring.webhook_signature import ID, SIGNATURE, TIMESTAMP, sign
 
 ENTITY = "mlflow_deploy"
 """Entity of deliveries that the app in the MLflow server sends; they carry a whole hint."""
@@ -40,13 +36,6 @@ class Verdict:
     status: int
     reason: str
     hint: Hint | None = None
-
-
-def sign(secret: str, delivery: str, timestamp: str, body: bytes) -> str:
-    """The signature of a delivery, as MLflow makes it."""
-    content = f"{delivery}.{timestamp}.".encode() + body
-    digest = hmac.new(secret.encode(), content, hashlib.sha256).digest()
-    return f"v1,{base64.b64encode(digest).decode()}"
 
 
 class Deliveries:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ import requests
 from mlflow_deploy.bundle import Bundle
 from mlflow_deploy.errors import PredictionError, StartFailed
 from mlflow_deploy.settings import ServingSettings
+from mlflow_deploy.targets.network import free_port
 
 _HOST = "127.0.0.1"
 _POLL_SECONDS = 0.05
@@ -91,7 +91,7 @@ def serving(bundle: Bundle, settings: ServingSettings, *, ready_seconds: float) 
         identity = {"deployment": "gate", "revision": 1, "serving": _private(settings)}
         file, log = Path(folder) / "settings.json", Path(folder) / "log"
         file.write_bytes(msgspec.json.encode(identity))
-        port = _free_port()
+        port = free_port(_HOST, ())
         command = [sys.executable, "-m", "mlflow_deploy.serving", "--bundle", str(bundle.path)]
         command += ["--host", _HOST, "--port", str(port), "--settings", str(file)]
         command += ["--listen-when-ready", "--die-with-parent"]
@@ -141,9 +141,3 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 def _tail(log: Path) -> str:
     lines = log.read_bytes()[-_TAIL_BYTES:].decode("utf-8", "replace").splitlines()
     return " | ".join(line.strip() for line in lines[-5:])
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((_HOST, 0))
-        return int(probe.getsockname()[1])

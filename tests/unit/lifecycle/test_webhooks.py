@@ -17,15 +17,9 @@ from mlflow.webhooks.delivery import test_webhook as deliver
 from mlflow_deploy.errors import ConfigError, PortInUse
 from mlflow_deploy.lifecycle.controller.listener import SECRET_VARIABLE, Listener, webhook_secret
 from mlflow_deploy.lifecycle.controller.metrics import ControllerMetrics
-from mlflow_deploy.lifecycle.controller.webhooks import (
-    ID,
-    SIGNATURE,
-    TIMESTAMP,
-    WINDOW_SECONDS,
-    Deliveries,
-    sign,
-)
+from mlflow_deploy.lifecycle.controller.webhooks import WINDOW_SECONDS, Deliveries
 from mlflow_deploy.lifecycle.hints import Hint, Hints
+from mlflow_deploy.monitoring.webhook_signature import ID, SIGNATURE, TIMESTAMP, sign
 from mlflow_deploy.ui.send import VARIABLE, send
 
 SECRET = "0123456789abcdef"
