@@ -90,6 +90,8 @@ class Servable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         precision: fp32, fp16 or int8.
         requirements: what the server process must have installed, as pip requirement lines.
         options: how the form's runtime is set up, in the words of its flavor; empty for its defaults.
+        classes: names of the classes whose probabilities the only output gives, in its order; empty when it
+            gives none, or nobody knows.
         sealed: encrypted file, relative to the bundle, that holds what is at `path` when it is opened; empty
             for a servable in the clear.
     """
@@ -103,7 +105,16 @@ class Servable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     precision: str = "fp32"
     requirements: tuple[str, ...] = ()
     options: dict[str, Any] = {}
+    classes: tuple[str, ...] = ()
     sealed: str = ""
+
+
+def class_name(value: Any) -> str:
+    """One name per class, whatever type it came in: 1, 1.0 and True are all '1'."""
+    value = value.item() if hasattr(value, "item") else value
+    if isinstance(value, bool) or (isinstance(value, float) and value.is_integer()):
+        return str(int(value))
+    return str(value)
 
 
 class ModelSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar
 
+_FEW = 12  # names that a message can list
+
 
 class DeployError(Exception):
     """Base of all errors of mlflow_deploy.
@@ -31,7 +33,9 @@ class DeployError(Exception):
 
     def __init__(self, what: str, *, why: str = "", hint: str = "") -> None:
         self.what, self.why, self.hint = what, why, hint
-        super().__init__(". ".join(part.rstrip(". ") for part in (what, why, hint) if part) + ".")
+        said = ": ".join(part.rstrip(". ") for part in (what, why) if part)
+        ends = [text if text.endswith("?") else f"{text}." for text in (said, hint.rstrip(". ")) if text]
+        super().__init__(" ".join(ends))
 
     @property
     def text(self) -> str:
@@ -61,13 +65,14 @@ class UnknownSetting(ConfigError):
 
     code = "CONFIG_UNKNOWN_KEY"
 
-    def __init__(self, key: str, known: Iterable[str]) -> None:
+    def __init__(self, key: str, known: Iterable[str], *, command: str = "mlflow-deploy settings") -> None:
         known = sorted(known)
         # Settings move between groups: the same name elsewhere is the likeliest.
         guess = nearest(key.rpartition(".")[2] if key.rpartition(".")[2] in known else key, known)
+        few = len(known) <= _FEW
         super().__init__(
             f"Unknown setting {key!r}" + (f": {guess}" if guess else ""),
-            hint=f"Known settings: {', '.join(known)}",
+            hint=f"Known settings: {', '.join(known)}" if few else f"`{command}` lists them all",
         )
         self.key = key
 
@@ -525,3 +530,17 @@ class DataError(DeployError):
 
     code = "DATA_INVALID"
     mlflow_code = "INVALID_PARAMETER_VALUE"
+
+
+class StorageUnavailable(DeployError):
+    """Shared storage of captured rows cannot be reached now; the same is tried again later."""
+
+    code = "STORAGE_UNAVAILABLE"
+    mlflow_code = "TEMPORARILY_UNAVAILABLE"
+
+    def __init__(self, url: str, why: str) -> None:
+        super().__init__(
+            f"The shared storage {url} cannot be used",
+            why=why,
+            hint="Check the address, and that the monitor has its package and may use it",
+        )

@@ -24,8 +24,12 @@ def fsync_folder(path: Path) -> None:
         os.close(fd)
 
 
-def write_atomic(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+def write_atomic(path: Path, data: bytes, *, mode: int = 0o600, lasting: bool = True) -> None:
     """Replace `path` by `data` so that a reader or a crash sees the old or the new content, never a part.
+
+    Args:
+        lasting: it is on the disk before this returns; without, a kill leaves the old or the new content too,
+            but after a loss of power it may be gone.
 
     Raises:
         OSError: the disk is full or the folder cannot be written; the old content is untouched.
@@ -35,14 +39,16 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o600) -> None:
         with os.fdopen(fd, "wb") as file:
             os.fchmod(file.fileno(), mode)
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if lasting:
+                file.flush()
+                os.fsync(file.fileno())
         Path(name).replace(path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             Path(name).unlink()
         raise
-    fsync_folder(path.parent)
+    if lasting:
+        fsync_folder(path.parent)
 
 
 def publish_folder(staging: Path, final: Path) -> None:

@@ -56,6 +56,14 @@ class ServingSettings:
     access_log: float = setting(
         0.0, "Share of answered requests that get a log line, 0 to 1; failed requests always get one"
     )
+    otlp_endpoint: str = setting(
+        "",
+        "OpenTelemetry collector that gets a span of each prediction request over OTLP/HTTP, such as "
+        "http://collector:4318; unset = as OTEL_EXPORTER_OTLP_ENDPOINT says, if anything",
+    )
+    trace_share: float = setting(
+        1.0, "Share of these requests that get a span, 0 to 1; with a caller's traceparent its flag decides"
+    )
     auth: str = setting(
         "none", "Who may call: none = anyone who reaches the port, token = holders of a token"
     )
@@ -70,9 +78,46 @@ class ServingSettings:
         "Where the key of a sealed model comes from: file:PATH, env:NAME or command:PROGRAM ARGUMENTS; unset = "
         "as the environment variable MLFLOW_DEPLOY_SEAL_KEY says",
     )
+    device: str = setting(
+        "auto",
+        "What the model computes on: auto = a GPU that its library can use, or else the CPU; cpu; gpu = a GPU, "
+        "and without one the server does as gpu_fallback says",
+    )
+    gpu_fallback: str = setting(
+        "refuse", "What a server with device=gpu does without a GPU: refuse to start, or run on the cpu"
+    )
+    gpu_provider: str = setting(
+        "auto",
+        "What runs ONNX models on a GPU: cuda, which auto takes too, or tensorrt, which first builds an engine "
+        "for each new shape of the input and needs its libraries",
+    )
+    engine_cache: str = setting(
+        "", "Folder where TensorRT keeps the engines that it built; unset = they are built at each start"
+    )
     grpc: bool = setting(False, "Also speak the Open Inference Protocol over gRPC")
     grpc_port: int = setting(0, "Port of gRPC; 0 = the target chooses, or else the HTTP port plus one")
     page: bool = setting(True, "Serve the human page at / and the OpenAPI document at /openapi.json")
+
+
+GPU_FORMS = frozenset({"onnx", "pyfunc", "savedmodel", "torch_export", "torchscript"})
+"""Forms of servables whose libraries compute on GPUs."""
+
+STORAGE_PACKAGES = {
+    "s3": "s3fs",
+    "s3a": "s3fs",
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+    "abfs": "adlfs",
+    "abfss": "adlfs",
+    "az": "adlfs",
+}
+"""Protocol of an object store -> the package by which fsspec reaches it."""
+
+
+def storage_packages(url: str) -> tuple[str, ...]:
+    """The packages by which a monitor reaches shared storage; none for an empty URL."""
+    package = STORAGE_PACKAGES.get(url.partition("://")[0], "")
+    return tuple(name for name in ("fsspec", package) if name and url)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +153,11 @@ class CaptureSettings:
     max_bytes: int = setting(
         10 * 1024**3, "Most bytes that the rows of a revision may take; the oldest go first; 0 = any"
     )
+    url: str = setting(
+        "",
+        "Shared storage that the monitor moves complete files of rows to, as any URL of fsspec, such as "
+        "s3://BUCKET/PREFIX; unset = they stay in the data folder",
+    )
 
     def refusal(self) -> str:
         """Why these settings cannot be used, empty when they can."""
@@ -118,6 +168,8 @@ class CaptureSettings:
         for name, bound in least.items():
             if not getattr(self, name) >= bound:
                 return f"capture.{name} must be at least {bound}, and is {getattr(self, name)}"
+        if self.url and (why := _unusable(self.url)):
+            return f"capture.url {why}"
         if self.sample > 1:
             return f"capture.sample is a share between 0 and 1, and is {self.sample}"
         if self.hash and not self.hash_key.startswith(("env:", "file:")):
@@ -125,3 +177,15 @@ class CaptureSettings:
                 "capture.hash needs capture.hash_key as env:NAME or file:PATH, since values would be guessed"
             )
         return ""
+
+
+def _unusable(url: str) -> str:
+    """What is wrong with a URL of shared storage, empty when nothing is."""
+    protocol, found, place = url.partition("://")
+    if not found or not protocol or not place:
+        return f"must be a URL such as s3://BUCKET/PREFIX, and is {url!r}"
+    if protocol == "memory":
+        return "cannot be in memory, which ends with each process of the monitor"
+    if ":" in place.partition("/")[0].rpartition("@")[0]:
+        return "must hold no password: the package of its protocol takes it from the environment"
+    return ""

@@ -6,7 +6,7 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     # A run in MLflow for each change of a deployment is asked for by the tests that look at it.
     os.environ.setdefault("MLFLOW_DEPLOY_RECORD_SECONDS", "0")
+    # A second program beside each MLflow server, which runs what no test asks for.
+    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -60,6 +62,19 @@ def engine() -> Iterator[Any]:
         # They outlive their deployments on purpose, but not the tests.
         for volume in archives(client) - before:
             client.api.remove_volume(volume)
+
+
+@pytest.fixture(scope="session")
+def with_locks(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], str]:
+    """Gives state folders the locks of all others of this session: resolving one takes half a minute."""
+    kept = tmp_path_factory.mktemp("locks")
+
+    def linked(home: Path) -> str:
+        (home / "images").mkdir(parents=True)
+        (home / "images" / "locks").symlink_to(kept)
+        return str(home)
+
+    return linked
 
 
 def load_project(name: str, *modules: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,9 +17,13 @@ import pytest
 
 from mlflow_deploy.errors import DeployError
 from mlflow_deploy.images.engine import connect, find_image
+from mlflow_deploy.images.errors import EngineNotRunning
 from mlflow_deploy.targets import docker_names as keys
+from tests.waiting import eventually
 
 BASE = os.environ.get("MLFLOW_DEPLOY_TEST_BASE_IMAGE", "mlflow-deploy-base:test")
+LARGE_IMAGES = "MLFLOW_DEPLOY_TEST_LARGE_IMAGES"
+"""Variable that has the tests build the images that take minutes and gigabytes, too."""
 _MAKE_BASE = (
     "mmdebstrap --variant=minbase --include=python3,python3-venv,ca-certificates,libgomp1 bookworm base.tar "
     f"&& docker import base.tar {BASE}"
@@ -64,8 +69,11 @@ def small_engine(engine: Any, folder: Path, *, spare: int = 90_000_000) -> Itera
     """
     if os.geteuid() != 0 or shutil.which("dockerd") is None:
         pytest.skip("a second engine needs root and dockerd on this machine")
-    data, address = folder / "data", f"unix://{folder}/small.sock"
+    data = folder / "data"
     data.mkdir()
+    # The path of a socket may have 107 characters, and a test's folder may be deep.
+    sockets = Path(tempfile.mkdtemp(prefix="engine-", dir="/tmp"))
+    address = f"unix://{sockets}/small.sock"
     # Loading an image takes its size twice.
     size = 2 * engine.images.get(BASE).attrs["Size"] + spare
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(data)], check=True)
@@ -75,7 +83,7 @@ def small_engine(engine: Any, folder: Path, *, spare: int = 90_000_000) -> Itera
         "--data-root",
         str(data),
         "--exec-root",
-        str(folder / "exec"),
+        str(sockets / "exec"),
         "--pidfile",
         str(folder / "pid"),
     ]
@@ -84,18 +92,24 @@ def small_engine(engine: Any, folder: Path, *, spare: int = 90_000_000) -> Itera
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("DOCKER_HOST", address)
-            until = time.monotonic() + 30
-            while not (folder / "small.sock").exists():
-                assert process.poll() is None, (folder / "log").read_text()[-2000:]
-                assert time.monotonic() < until
-                time.sleep(0.1)
+            eventually(lambda: _answers(process, folder / "log"), 60, "the second engine answers")
             with connect() as small:
                 small.images.load(engine.images.get(BASE).save(named=BASE))
                 yield small
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(60)
         subprocess.run(["umount", "-l", str(data)], check=False)
+        shutil.rmtree(sockets, ignore_errors=True)
+
+
+def _answers(process: subprocess.Popen[bytes], log: Path) -> bool:
+    assert process.poll() is None, log.read_text()[-2000:]
+    try:
+        with connect():
+            return True
+    except EngineNotRunning:
+        return False
 
 
 @contextmanager
@@ -135,4 +149,4 @@ def registry(folder: Path, *, closed: bool) -> Iterator[str]:
         yield f"127.0.0.1:{port}"
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)

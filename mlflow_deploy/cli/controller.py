@@ -34,10 +34,14 @@ import click
 @click.option(
     "--webhook-host", default="127.0.0.1", show_default=True, metavar="HOST", help="Where --webhook-port is."
 )
+@click.option(
+    "--lease", default="default", show_default=True, metavar="NAME",
+    help="Of all controllers with this name, on whatever machines, only one acts.",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print each event as a line of JSON.")
 def controller(
     models: tuple[str, ...], every: bool, policy: Path | None, interval: float, once: bool,
-    webhook_port: int | None, webhook_host: str, as_json: bool,
+    webhook_port: int | None, webhook_host: str, lease: str, as_json: bool,
 ) -> None:  # fmt: skip
     """Follow the registry: who moves a version to a stage or sets its alias, deploys it.
 
@@ -76,7 +80,7 @@ def controller(
             progress = stack.enter_context(live_progress())
             well = follow(
                 policy=policy, models=models, every=every, interval=interval, once=once, stop=stop,
-                tell=tell, progress=progress, metrics=metrics,
+                tell=tell, progress=progress, metrics=metrics, lease=lease,
             )  # fmt: skip
     except KeyboardInterrupt:
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,13 +31,21 @@ _MOST = 5
 @click.option(
     "--picture", type=click.Path(dir_okay=False, path_type=Path), help="Also save the output as an SVG file."
 )
+@click.option(
+    "--months",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Also draw what the monitors found, and what followed, as an SVG file.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
-def demo(full: bool, stop_it: bool, keep: bool, picture: Path | None, as_json: bool) -> None:
+def demo(
+    full: bool, stop_it: bool, keep: bool, picture: Path | None, months: Path | None, as_json: bool
+) -> None:
     """Train, register, promote, deploy and watch a model that predicts late flights.
 
     Needs no Docker and no cloud."""
     from rich.console import Console
 
+    from mlflow_deploy.demo import picture as drawing
     from mlflow_deploy.demo import story
 
     console = Console(stderr=as_json, record=picture is not None, width=100 if picture else None)
@@ -45,18 +54,22 @@ def demo(full: bool, stop_it: bool, keep: bool, picture: Path | None, as_json: b
         console.print("The demo is stopped and removed.")
         return
     begun = time.monotonic()
-    view = _Steps(console)
-    try:
-        result = story.run(view.step, view.progress, with_promotion=full)
-        _show(console, result, time.monotonic() - begun, keep=keep)
-        if picture:
-            _save(console, picture)
-        if as_json:
-            click.echo(json.dumps(result.to_dict(), indent=2))
-    finally:
-        if not keep:
-            with view.step("Clean up"):
-                story.stop()
+    view, printed = _Steps(console), sys.stdout
+    # MLflow prints the addresses of runs.
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        try:
+            result = story.run(view.step, view.progress, with_promotion=full)
+            _show(console, result, time.monotonic() - begun, keep=keep)
+            if picture:
+                _save(console, picture)
+            if months:
+                months.write_text(drawing.months(result.to_dict()), encoding="utf-8")
+            if as_json:
+                click.echo(json.dumps(result.to_dict(), indent=2), file=printed)
+        finally:
+            if not keep:
+                with view.step("Clean up"):
+                    story.stop()
 
 
 def _save(console: Console, picture: Path) -> None:
@@ -174,13 +187,17 @@ def _show_promotion(console: Console, full: FullResult) -> None:
 
 def _notes(result: DemoResult) -> str:
     """What the numbers were compared with, and what they do not say."""
+    from mlflow_deploy.demo.replay import THRESHOLDS
+
     always = ", ".join(f"{period.majority:.3f}" for period in result.periods)
+    distance = THRESHOLDS["monitor.drift.min_distance"]
     return f"""\
 Each period is a window. Compared with {result.reference_rows:,} flights of February's last two
 weeks, drawn at random; the others are 'late February'. The model was trained
-on none of them. All thresholds are the defaults. A drift alert says that the
-flights changed; the labels tell whether the answers got worse. The estimate
-has no labels and takes it that equal flights are late as often as before.
+on none of them. A distance of columns counts from {distance:g} on, since the weather
+moves a little every month. A drift alert says that the flights changed; the
+labels tell whether the answers got worse. The estimate has no labels and takes
+it that equal flights are late as often as before.
 Always 'on time' would have been right in {always}."""
 
 

@@ -103,8 +103,38 @@ def list_(
 @target_option
 @_json_option
 def run(deployment: str, target: str | None, as_json: bool) -> None:
-    """Judge the windows of DEPLOYMENT that are due now, and log to MLflow what waits."""
-    _print_round(_landed(deployment, target, _ask(deployment, target, "run")), as_json=as_json)
+    """Judge the windows of DEPLOYMENT that are due now, log to MLflow what waits, do what has to follow."""
+    from mlflow_deploy.lifecycle.monitor_hand import act_for
+
+    answer = _landed(deployment, target, _ask(deployment, target, "run"))
+    answer["actions"] = act_for(*_find(deployment, target))
+    _print_round(answer, as_json=as_json)
+    if not as_json:
+        _print_actions(answer["actions"])
+
+
+@monitor.command()
+@click.argument("deployment")
+@target_option
+@click.option("--watch", "watching", is_flag=True, help="Go on until the deployment is gone.")
+@_json_option
+def act(deployment: str, target: str | None, watching: bool, as_json: bool) -> None:
+    """Carry out the actions that the monitors of DEPLOYMENT want and may not carry out themselves.
+
+    A monitor in a container has no right over its engine. A process of the machine that deployed does this by
+    itself; another machine can do it with this command."""
+    from mlflow_deploy.lifecycle.monitor_hand import act_for, watch
+
+    place, record = _find(deployment, target)
+    if watching:
+        sys.exit(watch(place, record.name))
+    done = act_for(place, record)
+    if as_json:
+        click.echo(json.dumps(done, indent=2))
+    else:
+        _print_actions(done)
+        if not done:
+            click.echo("Nothing is to be done.")
 
 
 @monitor.command()
@@ -214,6 +244,12 @@ def _print_round(answer: Mapping[str, Any], *, as_json: bool) -> None:
         click.echo(f"{landed['left']} results wait for MLflow: {landed['problem']}", err=True)
     elif landed["logged"]:
         click.echo(f"{landed['logged']} results were logged to MLflow")
+
+
+def _print_actions(done: Sequence[Mapping[str, Any]]) -> None:
+    for each in done:
+        told = each["detail"] if each["done"] else f"not now: {each['detail']}"
+        click.echo(f"{each['action']} for revision {each['revision']}: {told}")
 
 
 def _print_results(results: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:

@@ -12,7 +12,7 @@ import click
 from mlflow_deploy.cli.options import target_option
 
 if TYPE_CHECKING:
-    from mlflow_deploy.targets.base import DifferentRow, RolloutRecord, ShadowReport
+    from mlflow_deploy.targets.base_records import DifferentRow, RolloutRecord, ShadowReport
 
 _POLL_SECONDS = 0.5
 

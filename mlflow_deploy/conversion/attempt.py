@@ -21,6 +21,7 @@ from mlflow_deploy.conversion.report import TOLERANCES, ParityReport, Tolerance
 from mlflow_deploy.conversion.runners import open_runner
 from mlflow_deploy.conversion.validation import Validation
 from mlflow_deploy.errors import ConversionError, MissingExtra, ParityFailed, UnsupportedConversion
+from mlflow_deploy.settings import GPU_FORMS
 
 if TYPE_CHECKING:
     from mlflow_deploy.conversion.rows import Rows
@@ -63,6 +64,7 @@ class Case:
         tolerance: how far numbers may differ; None takes what the candidate's precision needs.
         progress: receives one line per step.
         precision: fp32, fp16, int8, or auto for the fastest of them.
+        device: cpu or gpu; for a GPU, forms that compute on CPUs only are not tried unless they are asked for.
     """
 
     native: NativeModel
@@ -71,6 +73,7 @@ class Case:
     tolerance: Tolerance | None
     progress: Callable[[str], None]
     precision: str = "fp32"
+    device: str = "cpu"
     _gathered: dict[str, Evidence] = field(default_factory=dict)
 
     @property
@@ -106,6 +109,10 @@ def attempts(
     rejected: dict[str, Rejection] = {}
     notes: tuple[str, ...] = ()
     for entry in entries:
+        if wanted is None and case.device == "gpu" and entry.form not in GPU_FORMS:
+            why = "it computes on CPUs only"
+            rejected[entry.form] = Rejection(why, UnsupportedConversion("The model", entry.form, why))
+            continue
         outcome = attempt(case, entry)
         if isinstance(outcome, Made):
             passed[entry.form] = outcome
@@ -257,7 +264,7 @@ class _Check:
             variant=candidate.label,
             tolerance=self.case.tolerance or TOLERANCES[servable.precision],
             probabilities=native.predict_fn == "predict_proba" or are_probabilities(references),
-            classes=getattr(native.raw(), "classes_", None)
+            classes=native.class_values
             if native.predict_fn == "predict_proba"
             else numbered_classes(references),
         )

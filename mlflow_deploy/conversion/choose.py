@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from msgspec import structs
+
 from mlflow_deploy.bundle import SERVABLE, Servable
 from mlflow_deploy.config import Format
 from mlflow_deploy.conversion.existing import existing_form
@@ -63,6 +65,7 @@ def make_servable(
     *,
     format: str = "auto",
     precision: str = "fp32",
+    device: str = "cpu",
     validation: Validation | None = None,
     tolerance: Tolerance | None = None,
     progress: Callable[[str], None] = silent,
@@ -78,6 +81,7 @@ def make_servable(
             `pyfunc` keeps the native model. A form that the folder holds with its proof is taken as it is.
         precision: what the servable computes with: `fp32`, `fp16`, `int8`, or `auto` for the fastest of them
             that passes parity. The ranges of int8 are measured on the validation rows.
+        device: `gpu` when it will be served on one: `auto` then takes no form that computes on CPUs only.
         validation: rows to compare on besides the input example and generated edge rows.
         tolerance: how far answers may differ; by default what the precision needs.
         progress: receives one line per step.
@@ -115,8 +119,8 @@ def make_servable(
     example, notes = _example(native)
     notes = (*unused, *notes)
     if wanted == "pyfunc":
-        return replace(_pyfunc(model_dir, signature), example=example, notes=notes)
-    case = Case(native, work, validation, tolerance, progress, precision)
+        return _named(native, replace(_pyfunc(model_dir, signature), example=example, notes=notes))
+    case = Case(native, work, validation, tolerance, progress, precision, device)
     passed, rejected, said = attempts(case, wanted, first=opener is None)
     if wanted is not None and rejected:
         rejection = rejected[wanted]
@@ -129,7 +133,7 @@ def make_servable(
         why = "; ".join(f"{form}: {reason}" for form, reason in reasons.items())
         progress(f"pyfunc: {why}")
         servable = _pyfunc(model_dir, signature, fallback=why)
-        return replace(servable, example=example, rejected=reasons, notes=notes)
+        return _named(native, replace(servable, example=example, rejected=reasons, notes=notes))
     latencies: dict[str, Latency] = {}
     if opener is not None and (measure_all or len(passed) > 1):
         places = {form: (made.servable, made.content) for form, made in passed.items()}
@@ -141,7 +145,7 @@ def make_servable(
         shutil.rmtree(passed[other].content)
         reasons[other] = f"it answers like the native model, but {form} is faster"
     made = passed[form]
-    return Conversion(
+    found = Conversion(
         content=made.content,
         servable=made.servable,
         parity=made.parity,
@@ -151,6 +155,12 @@ def make_servable(
         notes=notes,
         latencies=latencies,
     )
+    return _named(native, found)
+
+
+def _named(native: NativeModel, found: Conversion) -> Conversion:
+    """The same with the names of the classes, by which captured probabilities are called."""
+    return replace(found, servable=structs.replace(found.servable, classes=native.classes))
 
 
 def check_format(format: str) -> None:

@@ -92,7 +92,7 @@ def gather(native: NativeModel, validation: Validation | None) -> Evidence:
     behind = [refer(probabilities, item.dataset) for item in references] if probabilities else []
     answered = any(len(item.answers) for item in behind)
     if probabilities and answered:
-        classes = getattr(native.raw(), "classes_", None)
+        classes = native.class_values
         pairs = zip(references, behind, strict=True)
         references = [with_ties(reference, chances, classes) for reference, chances in pairs]
     missing, infinite = refuses(native, base, math.nan), refuses(native, base, math.inf)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mlflow_deploy.bundle import class_name
 from mlflow_deploy.conversion.answers import Answer, as_answer
 from mlflow_deploy.errors import ModelCorrupt
 
@@ -97,6 +98,20 @@ class NativeModel:
     def predict_fn(self) -> str:
         """The method that answers: predict, predict_proba, ..."""
         return self.method or str(self.meta.flavors["python_function"].get("predict_fn", "predict"))
+
+    @property
+    def class_values(self) -> Any:
+        """The classes as the framework's object has them, None when it has none."""
+        return getattr(self.raw(), "classes_", None)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes whose probabilities the model answers, in that order; empty when it does not."""
+        known = self.class_values if self.predict_fn == "predict_proba" else None
+        # Models of several outputs have a list of arrays.
+        if known is None or isinstance(known, list):
+            return ()
+        return tuple(class_name(value) for value in np.ravel(known).tolist())
 
     def raw(self) -> Any:
         """The framework's own object inside."""

@@ -27,6 +27,12 @@ if TYPE_CHECKING:
 
 ROWS = 6_000
 """Flights of each period that are replayed: one window."""
+THRESHOLDS = {
+    "monitor.drift.min_distance": 0.4,
+    "monitor.drift.min_share": 0.2,
+    "monitor.drift.alert_share": 0.1,
+}
+"""What counts as drift: the weather of a fortnight is never that of another, and each month moves a little."""
 _WAIT_SECONDS = 90.0
 
 
@@ -62,7 +68,7 @@ class Period:
 
 
 def config(reference: Path, inbox: Path) -> dict[str, Any]:
-    """Settings of the deployment; every threshold of its monitors keeps its default.
+    """Settings of the deployment.
 
     Args:
         reference: Parquet file of the rows that later ones are compared with.
@@ -72,6 +78,7 @@ def config(reference: Path, inbox: Path) -> dict[str, Any]:
         "monitor.window": f"{ROWS}rows",
         "monitor.grace_seconds": 0,
         "monitor.reference": str(reference),
+        **THRESHOLDS,
         "monitor.alert.command": shlex.join(["sh", "-c", '(cat; echo) >> "$0"', str(inbox)]),
         "monitor.alert.group_seconds": 0,
         # It takes longer than all that the demo does; our own page of each window is made anyway.

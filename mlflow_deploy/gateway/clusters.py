@@ -109,7 +109,7 @@ def _ejection() -> dict[str, Any]:
         # When the last one is out, all of them are tried: one that was ejected may have come back.
         "max_ejection_percent": 100,
         "split_external_local_origin_errors": True,
-        # Fewer than a request has tries, so that its last one goes elsewhere.
+        # Fewer than a request has tries, so that its last ones go elsewhere.
         "consecutive_local_origin_failure": 2,
         "enforcing_consecutive_local_origin_failure": 100,
         "consecutive_gateway_failure": 5,

@@ -27,7 +27,8 @@ _TYPE = "type.googleapis.com/envoy."
 _NOT_SENT = "connect-failure,refused-stream,reset-before-request"
 # The connection broke before the answer began; a server may have computed it.
 _NOT_ANSWERED = f"{_NOT_SENT},reset"
-_RETRIES = 2
+# Two failures eject a replica, which takes effect only a moment later: the next try may still miss it.
+_RETRIES = 3
 # A dead replica has the fewest requests and would be chosen again and again.
 _OTHER_REPLICA_ATTEMPTS = 50
 
@@ -170,7 +171,7 @@ def _retry_policy(retry_on: str) -> dict[str, Any]:
     return {
         "retry_on": retry_on,
         "num_retries": _RETRIES,
-        "retry_back_off": {"base_interval": "0.01s", "max_interval": "0.1s"},
+        "retry_back_off": {"base_interval": "0.025s", "max_interval": "0.25s"},
         "retry_host_predicate": [
             {"name": "envoy.retry_host_predicates.previous_hosts", "typed_config": {"@type": kind}}
         ],

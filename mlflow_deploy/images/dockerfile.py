@@ -45,13 +45,18 @@ RUN apt-get update \\
 """
 
 # The CUDA wheels put their libraries where only Python looks for them.
-_CUDA = f"""\
-RUN find {layout.VENV} -path '*/nvidia/*' -name lib -type d > /etc/ld.so.conf.d/mlflow-deploy.conf && ldconfig
+_CUDA = """\
+RUN find {venv} {where} -type d > /etc/ld.so.conf.d/mlflow-deploy.conf && ldconfig
 """
+_IN_CUDA = "-path '*/nvidia/*' -name lib"
+_IN_TENSORRT = f"\\( {_IN_CUDA} -o -name tensorrt_libs \\)"
 
 _GPU_ENVIRONMENT = """ \\
     NVIDIA_VISIBLE_DEVICES=all \\
     NVIDIA_DRIVER_CAPABILITIES=compute,utility"""
+
+_PROVIDER_ENVIRONMENT = """ \\
+    {variable}={provider}"""
 
 # What differs between versions of a model comes last, so that they share all before it.
 _MODEL_STAGE = """\
@@ -73,7 +78,7 @@ def runtime_dockerfile(spec: ImageSpec, digest: str, *, prefix: str = "") -> str
         digest: the runtime's digest, by which a build's leftovers are found.
         prefix: folder of the runtime's files in the build context, with a '/' at its end.
     """
-    gpu = spec.device == "gpu"
+    gpu, tensorrt = spec.device == "gpu", spec.gpu_provider == "tensorrt"
     common = {
         "base": spec.base,
         "kind": labels.KIND,
@@ -91,12 +96,23 @@ def runtime_dockerfile(spec: ImageSpec, digest: str, *, prefix: str = "") -> str
         app=layout.APP,
         port=layout.PORT,
         grpc_port=layout.GRPC_PORT,
-        cuda=_CUDA if gpu else "",
+        cuda=_CUDA.format(venv=layout.VENV, where=_IN_TENSORRT if tensorrt else _IN_CUDA) if gpu else "",
         device_variable=layout.DEVICE_VARIABLE,
         device=spec.device,
-        gpu_environment=_GPU_ENVIRONMENT if gpu else "",
+        gpu_environment=_gpu_environment(spec),
     )
     return f"{build}\n{runtime}"
+
+
+def _gpu_environment(spec: ImageSpec) -> str:
+    """Further variables of a GPU runtime, as the continuation of an ENV instruction."""
+    if spec.device != "gpu":
+        return ""
+    if spec.gpu_provider == "auto":
+        return _GPU_ENVIRONMENT
+    return _GPU_ENVIRONMENT + _PROVIDER_ENVIRONMENT.format(
+        variable=layout.PROVIDER_VARIABLE, provider=spec.gpu_provider
+    )
 
 
 def model_dockerfile(spec: ImageSpec, runtime: str, image_labels: Mapping[str, str]) -> str:

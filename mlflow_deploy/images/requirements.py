@@ -35,6 +35,8 @@ _GPU_BUILDS = {
     "tensorflow-gpu": "tensorflow[and-cuda]",
     "xgboost-cpu": "xgboost",
 }
+# ONNX Runtime is linked against this major version, and installs its other libraries of CUDA 13 by itself.
+_TENSORRT = "tensorrt-cu13-libs>=10,<11"
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,11 @@ def wanted(bundle: Bundle, spec: ImageSpec) -> Wanted:
         loose = bundle.manifest.format == "pyfunc" and name in ("protobuf", "numpy")
         found.setdefault(name, Requirement(name) if loose else _pinned(Requirement(name)))
     found.update(_by_name(_parse(spec.extra_requirements)))
-    chosen = sorted(str(_for_device(each, spec)) for each in found.values())
-    return Wanted(tuple(chosen), tuple(sorted(constraints)), torch=bool(found.keys() & _TORCH))
+    chosen = {str(_for_device(each, spec)) for each in found.values()}
+    asked = spec.device == "gpu" and spec.gpu_provider == "tensorrt"
+    if asked and not any(name.startswith("tensorrt") for name in found):
+        chosen.add(_TENSORRT)
+    return Wanted(tuple(sorted(chosen)), tuple(sorted(constraints)), torch=bool(found.keys() & _TORCH))
 
 
 def _parse(lines: Iterable[str]) -> list[Requirement]:

@@ -19,6 +19,7 @@ from pydantic import (
     SecretStr,
     ValidationError,
     field_validator,
+    model_validator,
 )
 
 from mlflow_deploy.errors import ConfigError, UnknownSetting
@@ -64,6 +65,8 @@ class ImageSpec(BaseModel):
     """Python of the image, such as 3.11; unset = the one that runs this command, which the model must fit."""
     device: Literal["cpu", "gpu"] = "cpu"
     """`gpu` takes the CUDA builds of ONNX Runtime, torch and tensorflow, and refuses to start without a GPU."""
+    gpu_provider: Literal["auto", "cuda", "tensorrt"] = "auto"
+    """What runs ONNX models on a GPU; `tensorrt` adds its libraries, whose wheels are in NVIDIA's own index."""
     platform: str = Field(default="", pattern=r"^(linux/(amd64|arm64))?$")
     """Platform to build for: linux/amd64 or linux/arm64; unset = this machine's."""
     repository: str = ""
@@ -143,6 +146,12 @@ class ImageSpec(BaseModel):
             raise ValueError(f"{value} does not exist")
         return value.expanduser().absolute() if value is not None else None
 
+    @model_validator(mode="after")
+    def _check_provider(self) -> ImageSpec:
+        if self.gpu_provider != "auto" and self.device != "gpu":
+            raise ValueError(f"gpu_provider={self.gpu_provider} goes with device=gpu only")
+        return self
+
     @property
     def python_version(self) -> str:
         """Python of the image as `major.minor`."""
@@ -176,11 +185,15 @@ def parse_image_spec(
     given.update(config or {})
     for key in given:
         if key not in known:
-            raise UnknownSetting(key, known)
+            raise UnknownSetting(key, known, command="mlflow-deploy image settings")
     try:
         return ImageSpec.model_validate(given)
     except ValidationError as error:
         first = error.errors()[0]
+        if not first["loc"]:
+            raise ConfigError(
+                "The image settings contradict each other", why=first["msg"].removeprefix("Value error, ")
+            ) from None
         key = str(first["loc"][0])
         # The value itself may hold a password.
         shown = "..." if "SecretStr" in str(known[key].annotation) else first["input"]

@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from mlflow_deploy.images import layout
+from mlflow_deploy.serving.backends.devices import gpus
+
+_OPEN = (None, "auto", "refuse")
+"""Values of the server's settings that decide nothing."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Replace this process by the server; returns an exit status when it cannot.
 
     The settings are those in the variable MLFLOW_DEPLOY_SETTINGS, as JSON, or those in the settings file.
-    Further arguments go to the server.
+    What the image says of GPUs counts where these do not. Further arguments go to the server.
     """
     given = os.environ.get(layout.SETTINGS_VARIABLE, "")
     try:
         document = json.loads(given or Path(layout.SETTINGS).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         return _refuse(f"The settings cannot be read. {error}. Give JSON in {layout.SETTINGS_VARIABLE}")
-    if os.environ.get(layout.DEVICE_VARIABLE) == "gpu" and not _may_fall_back(document) and not gpus():
-        return _refuse(
-            "This image needs a GPU and finds none. Start it with the engine's device request (`--gpus all`), "
-            f"or allow the CPU with gpu_fallback=cpu ({layout.FALLBACK_VARIABLE}=cpu)"
-        )
+    if os.environ.get(layout.DEVICE_VARIABLE) == "gpu":
+        document = with_gpu(document, os.environ)
+        if _needs_gpu(document) and not gpus():
+            return _refuse(
+                "This image needs a GPU and finds none. Start it with the engine's device request "
+                "(`--gpus all`), or allow the CPU with gpu_fallback=cpu "
+                f"({layout.FALLBACK_VARIABLE}=cpu)"
+            )
+        given = json.dumps(document)
     settings = _write(given) if given else layout.SETTINGS
     command = [sys.executable, "-m", "mlflow_deploy.serving", "--bundle", layout.BUNDLE]
     command += ["--host", "0.0.0.0", "--port", str(layout.PORT), "--settings", settings]  # noqa: S104
@@ -35,22 +44,29 @@ def main(arguments: list[str] | None = None) -> int:
     return os.execv(command[0], command)  # noqa: S606 - the server takes this process over
 
 
-def gpus() -> int:
-    """How many GPUs the NVIDIA driver offers to this container; 0 without a driver."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return 0
-    count = ctypes.c_int(0)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
-        return 0
-    return count.value
+def with_gpu(document: Any, environment: Mapping[str, str]) -> Any:
+    """The settings of a GPU image: what its variables say of GPUs, where the settings leave it open."""
+    serving = _serving(document)
+    if serving is None:
+        # The server says what is wrong with them.
+        return document
+    said = {
+        "device": "gpu",
+        "gpu_provider": environment.get(layout.PROVIDER_VARIABLE, ""),
+        "gpu_fallback": environment.get(layout.FALLBACK_VARIABLE, ""),
+    }
+    left_open = {key: value for key, value in said.items() if value and serving.get(key) in _OPEN}
+    return {**document, "serving": {**serving, **left_open}}
 
 
-def _may_fall_back(document: object) -> bool:
-    serving = document.get("serving") if isinstance(document, dict) else None
-    asked = serving.get("gpu_fallback") if isinstance(serving, dict) else None
-    return "cpu" in (asked, os.environ.get(layout.FALLBACK_VARIABLE))
+def _serving(document: Any) -> dict[str, Any] | None:
+    serving = document.get("serving", {}) if isinstance(document, dict) else None
+    return serving if isinstance(serving, dict) else None
+
+
+def _needs_gpu(document: Any) -> bool:
+    serving = _serving(document) or {}
+    return serving.get("device") == "gpu" and serving.get("gpu_fallback") != "cpu"
 
 
 def _write(text: str) -> str:

@@ -16,7 +16,8 @@ from mlflow_deploy.errors import (
 )
 from mlflow_deploy.lifecycle import release, revisions
 from mlflow_deploy.lifecycle.steps import Progress
-from mlflow_deploy.targets.base import DeploymentRecord, RevisionRecord, Target
+from mlflow_deploy.targets.base import Target
+from mlflow_deploy.targets.base_records import DeploymentRecord, RevisionRecord
 
 _FIRST = "default"
 """Name of the first deployment of an endpoint that is made with its model at once."""

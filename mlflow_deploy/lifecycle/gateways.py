@@ -5,7 +5,8 @@ from __future__ import annotations
 from mlflow_deploy.config import DeploymentSpec
 from mlflow_deploy.errors import ConfigError
 from mlflow_deploy.lifecycle.steps import Progress
-from mlflow_deploy.targets.base import DeploymentRecord, Target
+from mlflow_deploy.targets.base import Target
+from mlflow_deploy.targets.base_records import DeploymentRecord
 from mlflow_deploy.targets.replicas import check_gateway_settings
 
 

@@ -78,11 +78,16 @@ class Hints:
     def __init__(self) -> None:
         self._known: set[str] = set()
 
+    @property
+    def waiting(self) -> bool:
+        """Whether a hint has come that was not read yet."""
+        return bool(set(_names()) - self._known)
+
     def wait(self, seconds: float, stop: threading.Event) -> None:
         """Wait until a hint comes that was not read yet, the time is over, or the controller shall stop."""
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
-            if stop.wait(min(_POLL_SECONDS, left)) or set(_names()) - self._known:
+            if stop.wait(min(_POLL_SECONDS, left)) or self.waiting:
                 return
 
     def read(self) -> list[Hint]:

@@ -12,7 +12,8 @@ from mlflow_deploy.errors import DeployError
 from mlflow_deploy.lifecycle.records.chain import read_chain
 from mlflow_deploy.lifecycle.records.moves_of_model import moves_of
 from mlflow_deploy.lifecycle.records.record import ReleaseRecord
-from mlflow_deploy.targets.base import ChangeRecord, DeploymentRecord, Target
+from mlflow_deploy.targets.base import Target
+from mlflow_deploy.targets.base_records import ChangeRecord, DeploymentRecord
 
 
 def history(target: Target, name: str) -> list[dict[str, Any]]:

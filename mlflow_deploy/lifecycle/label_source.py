@@ -10,7 +10,8 @@ from mlflow_deploy.config import DeploymentSpec
 from mlflow_deploy.errors import MonitorFailed
 from mlflow_deploy.lifecycle.steps import Progress
 from mlflow_deploy.rollout.quality import Labels, Outcomes
-from mlflow_deploy.targets.base import Capability, DeploymentRecord, Target
+from mlflow_deploy.targets.base import Capability, Target
+from mlflow_deploy.targets.base_records import DeploymentRecord
 
 _EVERY_SECONDS = 5.0
 # Reading labels takes a process of its own, which shall not take part of the machine that is being measured.

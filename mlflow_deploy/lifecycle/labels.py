@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_deploy.errors import DataError
 from mlflow_deploy.settings import CaptureSettings
-from mlflow_deploy.targets.base import DeploymentRecord, Target
+from mlflow_deploy.targets.base import Target
+from mlflow_deploy.targets.base_records import DeploymentRecord
 
 if TYPE_CHECKING:
     import pyarrow as pa

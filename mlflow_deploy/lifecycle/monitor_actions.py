@@ -1,8 +1,9 @@
 """Carries out what the policy says on a monitor's alert (rollback, pause-rollout, retrain) and notes it.
 
-The monitor job starts this module as a program for each phase of an action, with the request as JSON on its
-standard input. Every phase may be asked for twice: a rollback happens only while the revision that the alert is
-about serves, and a retraining only when none of the same deployment runs.
+On target `local` the monitor job starts this module as a program for each phase of an action, with the
+request as JSON on its standard input; for others `monitor_hand` calls it. Every phase may be asked for twice: a
+rollback happens only while the revision that the alert is about serves, and a retraining only when none of the
+same deployment runs.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ from mlflow_deploy.config_monitor import ActionSpec
 from mlflow_deploy.errors import DeployError, DeploymentBusy, MonitorActionFailed
 from mlflow_deploy.files import LockHeldError, locked
 from mlflow_deploy.lifecycle import release
-from mlflow_deploy.monitoring.actions import ACTOR, ActionRequest
+from mlflow_deploy.monitoring.action_requests import ACTOR, ActionRequest
 from mlflow_deploy.rollout.journal import Action, Outcome, noted
 from mlflow_deploy.targets import open_target
-from mlflow_deploy.targets.base import DeploymentRecord, Target
+from mlflow_deploy.targets.base import Target
+from mlflow_deploy.targets.base_records import DeploymentRecord
 
 _LOG = logging.getLogger("mlflow_deploy.monitoring")
 _BUSY_SECONDS = 3600.0
@@ -124,7 +126,9 @@ def retrain(target: Target, request: ActionRequest) -> str:
     from mlflow.exceptions import MlflowException
 
     settings = ActionSpec.model_validate(request.settings)
-    name = _model_name(target.require(request.deployment), request.revision)
+    record = target.require(request.deployment)
+    name = _model_name(record, request.revision)
+    _use_servers(record, request.revision)
     client = mlflow.MlflowClient()
     before = {version.version for version in client.search_model_versions(f"name='{name}'")}
     try:
@@ -180,6 +184,20 @@ def _model_name(record: DeploymentRecord, number: int) -> str:
     if not name:
         raise MonitorActionFailed("retrain", f"revision {number} does not serve a registered model")
     return name
+
+
+def _use_servers(record: DeploymentRecord, number: int) -> None:
+    """Have the project log and register where the revision's model is from; it starts with this environment."""
+    import mlflow
+
+    known = {each.number: each for each in record.revisions}
+    revision = known.get(number, record.stable)
+    if revision.tracking_uri:
+        os.environ["MLFLOW_TRACKING_URI"] = revision.tracking_uri
+        mlflow.set_tracking_uri(revision.tracking_uri)
+    if revision.registry_uri:
+        os.environ["MLFLOW_REGISTRY_URI"] = revision.registry_uri
+        mlflow.set_registry_uri(revision.registry_uri)
 
 
 def _file(target: Target, deployment: str, ending: str) -> Path:

@@ -11,7 +11,8 @@ from typing import Any
 
 import msgspec
 
-from mlflow_deploy.targets.base import Capability, DeploymentRecord, Target
+from mlflow_deploy.targets.base import Capability, Target
+from mlflow_deploy.targets.base_records import DeploymentRecord
 
 
 def monitors(target: Target, record: DeploymentRecord) -> dict[str, Any]:
@@ -47,8 +48,8 @@ def land_from_here(target: Target, record: DeploymentRecord) -> dict[str, Any]:
         with contextlib.redirect_stdout(sys.stderr):
             report = land(Path(work))
         marks = marks_of(Path(work))
-    if marks:
-        target.ask_monitor(record, ["mark", "--marks", json.dumps(marks)])
+    # Without any, too: until then the job leaves the results to this command.
+    target.ask_monitor(record, ["mark", "--marks", json.dumps(marks)])
     found: dict[str, Any] = msgspec.to_builtins(report)
     return found
 

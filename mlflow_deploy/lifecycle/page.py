@@ -111,7 +111,8 @@ def _section(promotion: Promotion, evidence: str) -> list[str]:
     if promotion.gates and promotion.gates.results:
         lines += ["", "| gate | outcome | finding |", "|---|---|---|"]
         lines += [
-            f"| {each.name} | {each.outcome}{' (optional)' if each.optional else ''} | "
+            f"| {each.name} | {each.outcome}{' (optional)' if each.optional else ''}"
+            f"{f' (found {each.found_at})' if each.found_at else ''} | "
             f"{_escaped(each.summary, _SUMMARY_CHARACTERS)} |"
             for each in promotion.gates.results
         ]

@@ -12,7 +12,8 @@ from mlflow_deploy.lifecycle.gateways import keep_address
 from mlflow_deploy.lifecycle.registry import resolve
 from mlflow_deploy.lifecycle.steps import Progress, make_revision, next_number
 from mlflow_deploy.rollout.strategies import Step, check_strategy, steps_of
-from mlflow_deploy.targets.base import DeploymentRecord, RevisionRecord, Target
+from mlflow_deploy.targets.base import Target
+from mlflow_deploy.targets.base_records import DeploymentRecord, RevisionRecord
 
 
 @dataclasses.dataclass(frozen=True)

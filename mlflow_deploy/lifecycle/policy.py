@@ -69,6 +69,9 @@ class StagePolicy(BaseModel):
     """Alias that the version in this stage has; unset = champion for Production, challenger for Staging."""
     archive_existing: bool = True
     """Whether the versions that were in the classic stage are archived."""
+    prepare: bool = True
+    """Whether the controller converts versions that may come next, and runs gates on them, before they are
+    promoted; only where gate `security` is among the gates."""
     put_back: bool = False
     """Whether the controller moves stage and alias back when a version is refused."""
     gates: Gates = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +13,10 @@ from mlflow_deploy.lifecycle.registry import registry_errors
 
 TAG = "deploy.policy"
 """Tag of a registered model with its policy as YAML, or with the URI of an artifact that holds it."""
+
+_FETCH_SECONDS = 60.0
+_fetched: dict[str, tuple[float, str]] = {}
+"""URI -> when it was fetched by the monotonic clock, and its text."""
 
 _URI = re.compile(r"[a-z][a-z0-9+.-]*:/\S+")
 
@@ -58,16 +63,25 @@ def policy_from(policy: Policy, name: str, tags: Mapping[str, str]) -> ModelPoli
 
 
 def _text(value: str, source: str) -> str:
-    if not _URI.fullmatch(value.strip()):
+    """The policy's YAML; of an artifact at most a minute old, since the controller asks at every look."""
+    uri = value.strip()
+    if not _URI.fullmatch(uri):
         return value
+    known = _fetched.get(uri)
+    if known is None or time.monotonic() - known[0] > _FETCH_SECONDS:
+        known = _fetched[uri] = (time.monotonic(), _downloaded(uri, source))
+    return known[1]
+
+
+def _downloaded(uri: str, source: str) -> str:
     import tempfile
 
     import mlflow
 
     with tempfile.TemporaryDirectory(prefix="mlflow-deploy-") as folder:
         try:
-            with registry_errors(value):
-                path = mlflow.artifacts.download_artifacts(artifact_uri=value.strip(), dst_path=folder)
+            with registry_errors(uri):
+                path = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder)
             return Path(path).read_text(encoding="utf-8")
         except (ModelNotFound, OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"The policy {source} cannot be read", why=str(error)) from error

@@ -34,7 +34,8 @@ from mlflow_deploy.lifecycle.stages import RegistryMoves, make_moves, plan_moves
 from mlflow_deploy.lifecycle.steps import Progress, now
 from mlflow_deploy.rollout.journal import noted, who
 from mlflow_deploy.targets import open_target
-from mlflow_deploy.targets.base import DeploymentRecord, Target
+from mlflow_deploy.targets.base import Target
+from mlflow_deploy.targets.base_records import DeploymentRecord
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,8 +127,9 @@ def promote_alone(
         told = Promotion("planned", plan, at, case.by, reason=reason)
         return told if dry_run else _ended(case, dataclasses.replace(told, outcome="refused"))
     with GateContext(
-        case.model, case.policy, case.stage, record=case.record, requester=case.by, progress=progress
-    ) as context:
+        case.model, case.policy, case.stage, record=case.record, requester=case.by, progress=progress,
+        reuse=True,
+    ) as context:  # fmt: skip
         report = run_gates(context)
         told = Promotion("planned", plan, at, case.by, reason=report.reason, gates=report)
         if dry_run:
@@ -143,6 +145,8 @@ def _case(model: str, version: str, stage: str, policy: Path | str | ModelPolicy
     if not found.name:
         raise ModelNotFound(uri, why="only versions of registered models can be promoted")
     own = policy if isinstance(policy, ModelPolicy) else policy_of(found.name, policy)
+    # A policy that was written by hand need not say whose it is; deployments and moves are named by it.
+    own = own.model_copy(update={"name": found.name})
     wanted = own.stage(stage)
     name, target = own.deployment_of(wanted), open_target(wanted.target)
     return _Case(
@@ -283,7 +287,7 @@ def _deploy(case: _Case, told: Promotion, context: GateContext, progress: Progre
         case.model.uri,
         config=case.stage.settings,
         evidence=_evidence(case, told.gates),
-        checked=context.bundle_made,
+        checked=context.bundle_to_deploy(),
         progress=progress,
     )
 

@@ -14,7 +14,8 @@ from mlflow_deploy.config import state_home
 from mlflow_deploy.errors import DeploymentBusy
 from mlflow_deploy.files import LockHeldError, locked
 from mlflow_deploy.lifecycle.steps import Progress
-from mlflow_deploy.targets.base import Orphan, Target
+from mlflow_deploy.targets.base import Target
+from mlflow_deploy.targets.base_records import Orphan
 
 _SECONDS_PER_HOUR = 3600.0
 

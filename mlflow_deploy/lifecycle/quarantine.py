@@ -16,7 +16,8 @@ from mlflow_deploy.lifecycle.records.recorder import recorded
 from mlflow_deploy.lifecycle.registry import resolve, tag_version
 from mlflow_deploy.lifecycle.steps import Progress, bundle_of, now, settle
 from mlflow_deploy.rollout.journal import who
-from mlflow_deploy.targets.base import DeploymentRecord, Target
+from mlflow_deploy.targets.base import Target
+from mlflow_deploy.targets.base_records import DeploymentRecord
 
 _BUSY_SECONDS = 60.0
 _POLL_SECONDS = 0.25

@@ -8,7 +8,8 @@ import msgspec
 
 from mlflow_deploy.errors import Quarantined, StateWriteFailed
 from mlflow_deploy.lifecycle.registry import ResolvedModel, versions_of
-from mlflow_deploy.targets.base import DeploymentRecord, RevisionRecord, Target
+from mlflow_deploy.targets.base import Target
+from mlflow_deploy.targets.base_records import DeploymentRecord, RevisionRecord
 
 TAG = "deploy.quarantine"
 """Tag of a model version in quarantine; its value is the reason. Beside it are `.by` and `.at`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +68,8 @@ def make_reference(
             frame = frame.sample(MOST_ROWS, random_state=0)
         features = frame.drop(columns=[label]) if label else frame
         table = _captured(model, bundle, features, hidden)
-        profile, problem = _profile(table, None if label is None else frame[label])
+        labels = None if label is None else frame[label]
+        profile, problem = _profile(table, labels, bundle.manifest.servable.classes)
     except Exception as error:  # noqa: BLE001 - a version without a reference is deployed all the same, and says so
         why = error.text if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
         return Reference(notes=(f"no reference profile: {' '.join(why.split())[:300]}",))
@@ -102,7 +103,8 @@ def _captured(model: Model, bundle: Bundle, frame: pd.DataFrame, settings: Captu
     from mlflow_deploy.serving.arrow_stream import make_batch
     from mlflow_deploy.serving.capture_columns import Answers, Features
 
-    features, answers = Features(bundle, settings), Answers(model.to_tensors, settings.max_values)
+    features = Features(bundle, settings)
+    answers = Answers(model.to_tensors, settings.max_values, bundle.manifest.servable.classes)
     batches = []
     for body in _bodies(model, frame):
         call = model.parse_json(body)
@@ -137,7 +139,7 @@ def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else str(value)
 
 
-def _profile(table: pa.Table, labels: Any) -> tuple[Any, str]:
+def _profile(table: pa.Table, labels: Any, classes: Sequence[str]) -> tuple[Any, str]:
     """The profile as JSON values, and why it lacks what was there."""
     from mlflow_deploy.monitoring import build_profile
     from mlflow_deploy.serving.capture_columns import PREDICTION, PROBABILITY
@@ -152,6 +154,8 @@ def _profile(table: pa.Table, labels: Any) -> tuple[Any, str]:
         given["predictions"] = table.column(PREDICTION).to_pandas()
     if chances:
         given["probabilities"] = table.select(chances).to_pandas().to_numpy()
+        if chances == [f"{PROBABILITY}{name}" for name in classes]:
+            given["classes"] = classes
     problem = ""
     try:
         made = build_profile(features, **given, labels=labels)

@@ -73,7 +73,11 @@ def resolve(uri: str) -> ResolvedModel:
         path_text = urlparse(uri).path if scheme == "file" else uri
         folder = Path(path_text).expanduser()
         if not folder.is_dir():
-            raise ModelNotFound(uri, why=f"there is no folder {folder}")
+            raise ModelNotFound(
+                uri,
+                why=f"there is no folder {folder}",
+                hint="Registered models are models:/NAME/VERSION, models:/NAME/STAGE or models:/NAME@ALIAS",
+            )
         return ResolvedModel(asked=uri, uri=folder.resolve().as_uri())
     return ResolvedModel(asked=uri, uri=uri)
 

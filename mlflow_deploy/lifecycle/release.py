@@ -43,7 +43,8 @@ from mlflow_deploy.lifecycle.steps import (
 from mlflow_deploy.rollout import machine, moves
 from mlflow_deploy.rollout.journal import Action, noted
 from mlflow_deploy.rollout.strategies import check_strategy, first_replicas, steps_of
-from mlflow_deploy.targets.base import DeploymentRecord, Target
+from mlflow_deploy.targets.base import Target
+from mlflow_deploy.targets.base_records import DeploymentRecord
 
 
 def create(

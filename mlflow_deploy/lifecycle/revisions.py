@@ -21,7 +21,8 @@ from mlflow_deploy.lifecycle.steps import (
 )
 from mlflow_deploy.rollout import moves
 from mlflow_deploy.rollout.journal import noted
-from mlflow_deploy.targets.base import DeploymentRecord, RevisionRecord, Target
+from mlflow_deploy.targets.base import Target
+from mlflow_deploy.targets.base_records import DeploymentRecord, RevisionRecord
 
 
 def add(

@@ -8,15 +8,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlflow_deploy.bundle import PARITY, PROFILE, Bundle, read_bundle, write_bundle
+from mlflow_deploy.bundle import PARITY, PROFILE, Bundle, ModelSource, read_bundle, write_bundle
 from mlflow_deploy.config import DeploymentSpec, state_home
 from mlflow_deploy.lifecycle.evidence import log_bundle
+from mlflow_deploy.lifecycle.prepared import bundle_key, keep, recall_bundle
 from mlflow_deploy.lifecycle.quarantine_marks import refuse_quarantined
 from mlflow_deploy.lifecycle.reference import make_reference
 from mlflow_deploy.lifecycle.registry import ResolvedModel, fetch, resolve
 from mlflow_deploy.progress import mlflow_is_quiet
 from mlflow_deploy.rollout import machine
-from mlflow_deploy.targets.base import DeploymentRecord, RevisionRecord, Target
+from mlflow_deploy.targets.base import Target
+from mlflow_deploy.targets.base_records import DeploymentRecord, RevisionRecord
 
 if TYPE_CHECKING:
     from mlflow_deploy.conversion import Tolerance
@@ -90,8 +92,20 @@ def _absolute(uri: str) -> str:
     return Path(uri).absolute().as_uri() if "://" not in uri and not uri.startswith("databricks") else uri
 
 
-def make_bundle(model: ResolvedModel, spec: DeploymentSpec, progress: Progress) -> tuple[Bundle, str]:
-    """Fetch and convert a model; returns its bundle and one line on the parity check."""
+def make_bundle(
+    model: ResolvedModel,
+    spec: DeploymentSpec,
+    progress: Progress,
+    *,
+    fetched: tuple[Path, ModelSource] | None = None,
+    reuse: bool = False,
+) -> tuple[Bundle, str]:
+    """Fetch and convert a model; returns its bundle and one line on the parity check.
+
+    Args:
+        fetched: the model's files and their description; None to fetch them.
+        reuse: take the bundle that was made of the same files with the same settings and rows, if there is one.
+    """
     from mlflow_deploy.conversion import make_servable
     from mlflow_deploy.conversion.validation import TRAINING, from_path, from_run
     from mlflow_deploy.serving.inprocess import open_in_process
@@ -100,27 +114,33 @@ def make_bundle(model: ResolvedModel, spec: DeploymentSpec, progress: Progress) 
         download, converted = Path(work) / "model", Path(work) / "servable"
         download.mkdir()
         converted.mkdir()
-        progress(f"Fetching {model.uri}")
-        folder, source = fetch(model, download)
+        if fetched is None:
+            progress(f"Fetching {model.uri}")
+        folder, source = fetched or fetch(model, download)
         validation: Validation | None = None
         if spec.parity.data:
             validation = from_path(spec.parity.data)
         elif source.run_id:
             progress("Fetching the validation rows of its run")
             validation = from_run(source.run_id)
+        rows = from_path(spec.monitor.reference) if spec.monitor.reference else validation
+        if rows is None and source.run_id:
+            rows = from_run(source.run_id, contexts=TRAINING)
+        key = bundle_key(source, spec, [each.frame if each else None for each in (validation, rows)])
+        if reuse and (made := recall_bundle(key)):
+            progress("Taking the bundle that was made before")
+            return made, _parity(made)
         conversion = make_servable(
             folder,
             converted,
             format=spec.format,
             precision=spec.precision,
+            device="gpu" if "gpu" in (spec.docker.device, spec.serving.device) else "cpu",
             validation=validation,
             tolerance=_tolerance(spec),
             progress=progress,
             opener=open_in_process,
         )
-        rows = from_path(spec.monitor.reference) if spec.monitor.reference else validation
-        if rows is None and source.run_id:
-            rows = from_run(source.run_id, contexts=TRAINING)
         reference = make_reference(conversion, rows, spec.capture, progress)
         progress("Writing the bundle")
         bundle = write_bundle(
@@ -138,6 +158,8 @@ def make_bundle(model: ResolvedModel, spec: DeploymentSpec, progress: Progress) 
             rejected=conversion.rejected,
             notes=(*conversion.notes, *reference.notes),
         )
+        if key:
+            keep(key, {"bundle": bundle.digest})
     return bundle, conversion.parity.summary if conversion.parity else ""
 
 

@@ -9,20 +9,15 @@ from __future__ import annotations
 
 import logging
 import math
-import subprocess
-import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, cast
-
-import msgspec
 
 from mlflow_deploy.config_monitor import ActionSpec, AlertSpec, MonitorAction
-from mlflow_deploy.errors import DeployError, MonitorActionFailed
+from mlflow_deploy.errors import DeployError
 from mlflow_deploy.monitoring import notify
+from mlflow_deploy.monitoring.action_requests import Act, request_of, wait_of, went_well, went_wrong
 from mlflow_deploy.monitoring.alert_state import (
     ActionEntry,
     AlertState,
@@ -44,44 +39,6 @@ _LOG = logging.getLogger("mlflow_deploy.monitoring")
 _RANK: dict[Level, int] = {"ok": 0, "warning": 1, "alert": 2}
 _COLUMNS_TOLD = 5
 _ACTIONS_KEPT = 200
-_TRIES = 5
-_FIRST_WAIT, _LONGEST_WAIT = 5.0, 900.0
-_NOBODY = "the monitor cannot reach the target: a person has to do it"
-_NOTE_SECONDS = 86400.0  # a history that was busy for so long is given up
-
-
-@dataclass(frozen=True, kw_only=True)
-class ActionRequest:
-    """An action to carry out.
-
-    Attributes:
-        id: the same when it is asked for again after a kill.
-        phase: `do` carries it out; `note` only writes what came of it into the deployment's history, which has
-            to wait while another command works on the deployment.
-        revision: the one that the monitor watches, which is left alone when it serves no more.
-        detail: in phase `note`, what was done, or why it could not be.
-        failed: in phase `note`, that it could not be done.
-        settings: `monitor.action.*`, as plain values.
-    """
-
-    id: str
-    phase: Literal["do", "note"]
-    deployment: str
-    action: MonitorAction
-    revision: int
-    reason: str
-    detail: str = ""
-    failed: bool = False
-    settings: dict[str, Any]
-
-
-Act = Callable[[ActionRequest], str]
-"""Carries a phase of an action out and tells what it did. It may be asked again for the same after a kill.
-Raises DeployError when it cannot be done now."""
-
-ACTOR = "mlflow_deploy.lifecycle.monitor_actions"
-"""The module that carries actions out; started by its name, because it knows targets and this room does not."""
-_ACT_SECONDS = 900.0
 
 
 def after_window(
@@ -121,7 +78,8 @@ def work_off(
     """Send the messages and carry out the actions that are due.
 
     Args:
-        act: carries out actions; None where the monitor cannot reach the target: they stay wanted.
+        act: carries out actions; None where the monitor has no right over the target: they stay wanted until
+            somebody who has it claims them.
         now: the clock, in seconds since the epoch.
 
     Raises:
@@ -135,13 +93,12 @@ def work_off(
         for delivery in [each for each in state.deliveries if each.due <= now()]:
             _deliver(state, delivery, alert, now())
             write_state(data, state)
+        if act is None:
+            return
         for entry in [each for each in state.actions if each.open and each.due <= now()]:
-            if act is None:
-                entry.due, entry.detail = now() + _LONGEST_WAIT, _NOBODY
-            else:
-                for phase in _phases(entry):
-                    _carry_out(entry, phase, deployment, action, act, now())
-            write_state(data, state)
+            while entry.open and entry.due <= now():
+                _carry_out(entry, deployment, action, act, now())
+                write_state(data, state)
 
 
 def _take_in(
@@ -295,7 +252,7 @@ def _deliver(state: AlertState, delivery: Delivery, alert: AlertSpec, now: float
     except notify.NotDeliveredError as error:
         delivery.attempts += 1
         delivery.error = str(error)
-        delivery.due = now + _wait(delivery.attempts)
+        delivery.due = now + wait_of(delivery.attempts)
         _LOG.warning("message %s by %s: %s", delivery.message.id, delivery.channel, error)
         if now - delivery.created < alert.give_up_hours * 3600:
             return
@@ -306,74 +263,13 @@ def _deliver(state: AlertState, delivery: Delivery, alert: AlertSpec, now: float
     state.deliveries.remove(delivery)
 
 
-def _phases(entry: ActionEntry) -> Iterator[Literal["do", "note"]]:
-    """What is still to be done, each after the one before was."""
-    if not entry.carried_out and entry.action != "notify":
-        yield "do"
-    if entry.carried_out or entry.action == "notify":
-        yield "note"
-
-
-def _carry_out(
-    entry: ActionEntry,
-    phase: Literal["do", "note"],
-    deployment: str,
-    settings: ActionSpec,
-    act: Act,
-    now: float,
-) -> None:
-    request = ActionRequest(
-        id=entry.id,
-        phase=phase,
-        deployment=deployment,
-        action=cast(MonitorAction, entry.action),
-        revision=entry.revision,
-        reason=entry.reason,
-        detail=entry.detail if phase == "note" else "",
-        failed=entry.failed,
-        settings=settings.model_dump(mode="json"),
-    )
+def _carry_out(entry: ActionEntry, deployment: str, settings: ActionSpec, act: Act, now: float) -> None:
+    """Do what is next about a decision."""
+    request = request_of(entry, deployment, settings)
     try:
         told = act(request)
     except DeployError as error:
-        entry.attempts += 1
-        entry.due = now + _wait(entry.attempts)
         _LOG.warning("action %s: %s", entry.action, error.text)
-        if phase == "do":
-            entry.detail = error.text
-            if entry.attempts >= _TRIES:
-                entry.carried_out = entry.failed = True
-                entry.attempts = 0
-        elif now - entry.wanted > _NOTE_SECONDS:
-            entry.state = "failed" if entry.failed else "done"
-        return
-    if phase == "do":
-        entry.detail, entry.carried_out, entry.attempts = told, True, 0
+        went_wrong(entry, request.phase, error.text, now)
     else:
-        entry.state = "failed" if entry.failed else "done"
-
-
-def act_by_program(target: str) -> Act:
-    """Carries actions out in a process of its own, so that a monitor that waits stays small."""
-
-    def act(request: ActionRequest) -> str:
-        try:
-            done = subprocess.run(
-                [sys.executable, "-m", ACTOR, "--target", target],
-                input=msgspec.json.encode(request),
-                capture_output=True,
-                timeout=_ACT_SECONDS,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            raise MonitorActionFailed(request.action, f"not done within {_ACT_SECONDS:g} s") from None
-        if done.returncode:
-            lines = done.stderr.decode(errors="replace").strip().splitlines()
-            raise MonitorActionFailed(request.action, lines[-1] if lines else f"status {done.returncode}")
-        return done.stdout.decode(errors="replace").strip()
-
-    return act
-
-
-def _wait(attempts: int) -> float:
-    return min(_FIRST_WAIT * 2.0 ** (attempts - 1), _LONGEST_WAIT)
+        went_well(entry, request.phase, told)

@@ -110,6 +110,8 @@ class ActionEntry(msgspec.Struct, kw_only=True):
         carried_out: it was done, or given up when `failed`; only the history lacks it.
         wanted: when it was decided, seconds since the epoch; `due`: when it is tried next.
         detail: what was done, or why not.
+        owner: who carries it out now, where the monitor has no right to; `lent_until`: until when others leave
+            it to them.
     """
 
     id: str
@@ -124,6 +126,8 @@ class ActionEntry(msgspec.Struct, kw_only=True):
     carried_out: bool = False
     failed: bool = False
     detail: str = ""
+    owner: str = ""
+    lent_until: float = 0.0
 
     @property
     def open(self) -> bool:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mlflow_deploy.errors import DeployError
-from mlflow_deploy.monitoring.actions import act_by_program, after_window, work_off
+from mlflow_deploy.monitoring.action_requests import act_by_program
+from mlflow_deploy.monitoring.actions import after_window, work_off
 from mlflow_deploy.monitoring.jobs import spec_of
-from mlflow_deploy.monitoring.orders import read_order
+from mlflow_deploy.monitoring.orders import acts_itself, read_order
 from mlflow_deploy.monitoring.results import WindowResult
 from mlflow_deploy.monitoring.store import KINDS, ResultStore
 
@@ -38,8 +39,7 @@ def follow_up(data: Path, written: Sequence[WindowResult] = ()) -> None:
                 for result in [*results.last(revision.number, kind, _LAST), *new]:
                     after_window(data, result, spec.alert, spec.action)
         newest = spec_of(max(order.revisions, key=lambda each: (each.active, each.number)))
-        # Inside a container there is no target to act on: actions stay wanted.
-        act = act_by_program(order.target) if order.target == "local" else None
+        act = act_by_program(order.target) if acts_itself(order) else None
         work_off(data, order.deployment, newest.alert, newest.action, act=act)
     except DeployError as error:
         _LOG.error("alerts: %s", error.text)

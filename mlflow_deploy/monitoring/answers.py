@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -12,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mlflow_deploy.bundle import class_name
 from mlflow_deploy.errors import DataError
 from mlflow_deploy.monitoring.tables import Kind, Table, kind_of, values_table
 
@@ -340,15 +340,6 @@ def class_codes(column: Column, classes: Sequence[str]) -> Codes:
         codes = np.array([index.get(class_name(value), -1) for value in values.tolist()], dtype=np.int64)
         return np.asarray(codes[inverse.reshape(-1)], dtype=np.int64)
     return np.array([-1 if value is None else index.get(value, -1) for value in column.texts], dtype=np.int64)
-
-
-def class_name(value: Any) -> str:
-    """One name per class, whatever type it came in: 1, 1.0 and True are all '1'."""
-    if isinstance(value, bool | np.bool_):
-        return str(int(value))
-    if isinstance(value, float | np.floating) and math.isfinite(value) and value == math.floor(value):
-        return str(int(value))
-    return str(value)
 
 
 def _order(values: Iterable[str]) -> tuple[str, ...]:

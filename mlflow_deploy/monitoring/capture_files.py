@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mlflow_deploy.files import fsync_folder
+from mlflow_deploy.monitoring.shared_storage import SharedFile, SharedFolder
 
 TIME = "_time"
 OPEN = "open"
@@ -58,39 +60,83 @@ class SealReport:
 
 @dataclass(frozen=True)
 class Segment:
-    """One file of rows; a stream has the name of the Parquet file that it will be sealed into."""
+    """One file of rows; a stream has the name of the Parquet file that it will be sealed into.
 
-    path: Path
+    Attributes:
+        path: where it is on this machine; None when it is only on shared storage.
+        shared: the same rows on shared storage.
+    """
+
+    path: Path | None
+    shared: SharedFile | None = None
+
+    @property
+    def stem(self) -> str:
+        """Its name, which no other file of rows has."""
+        if self.path is not None:
+            return self.path.stem
+        return self.shared.stem if self.shared is not None else ""
 
     @property
     def sealed(self) -> bool:
         """Whether it is a Parquet file."""
-        return self.path.suffix == PARQUET
+        return self.path is None or self.path.suffix == PARQUET
 
     @property
-    def final(self) -> Path:
+    def final(self) -> Segment:
         """The Parquet file."""
-        return self.path if self.sealed else _parquet(self.path)
+        if self.sealed or self.path is None:
+            return self
+        return Segment(_parquet(self.path), self.shared)
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[Any]:
+        """The file for reading; the one on shared storage when the one here was removed.
+
+        Raises:
+            FileNotFoundError: both were removed.
+            StorageUnavailable: the shared storage does not answer.
+        """
+        file = None
+        with contextlib.suppress(FileNotFoundError):
+            file = None if self.path is None else pa.OSFile(str(self.path))
+        if file is not None:
+            with file:
+                yield file
+        elif self.shared is None:
+            raise FileNotFoundError(str(self.path))
+        else:
+            with self.shared.storage.told(), self.shared.open() as found:
+                yield found
 
 
-def find(folder: Path) -> list[Segment]:
-    """All files of rows in a folder, oldest first; a stream that was sealed meanwhile is not counted again."""
-    # Streams before Parquet files: one that is sealed between the two lists is then in both, never in none.
-    streams = list((folder / OPEN).glob(f"[!.]*{STREAM}"))
-    sealed = {path.stem: path for path in folder.glob(f"[!.]*{PARQUET}")}
-    paths = [*sealed.values(), *(path for path in streams if path.stem not in sealed)]
-    return [Segment(path) for path in sorted(paths, key=lambda path: path.stem)]
+def find(folder: Path | None, shared: SharedFolder | None = None) -> list[Segment]:
+    """All files of rows in a folder and on shared storage, oldest first; a stream that was sealed meanwhile,
+    and a sealed file that is in both places, are not counted again."""
+    # In the order in which rows move on: what moves between two lists is then in both, never in none.
+    streams = [] if folder is None else list((folder / OPEN).glob(f"[!.]*{STREAM}"))
+    sealed = {} if folder is None else {path.stem: path for path in folder.glob(f"[!.]*{PARQUET}")}
+    here = frozenset((*sealed, *(path.stem for path in streams)))
+    there = {} if shared is None else {each.stem: each for each in shared.segments(here)}
+    paths: dict[str, Path | None] = {
+        **dict.fromkeys(there),
+        **{path.stem: path for path in streams},
+        **sealed,
+    }
+    return [
+        # A stream whose rows are on shared storage is one that sealing did not remove any more.
+        Segment(None if stem in there and path in streams else path, there.get(stem))
+        for stem, path in sorted(paths.items())
+    ]
 
 
 def schema_of(segment: Segment) -> pa.Schema | None:
     """The columns of a file; None when nothing of it can be read yet, or it was removed."""
     try:
-        if segment.sealed:
-            return pq.read_schema(segment.path)
-        with pa.OSFile(str(segment.path)) as file:
-            return pa.ipc.open_stream(file).schema
+        with segment.open() as file:
+            return pq.read_schema(file) if segment.sealed else pa.ipc.open_stream(file).schema
     except FileNotFoundError:
-        return None if segment.sealed else schema_of(Segment(segment.final))
+        return None if segment.sealed else schema_of(segment.final)
     except (pa.ArrowInvalid, OSError):
         return None
 
@@ -106,34 +152,28 @@ def batches_of(
     Args:
         columns: those that the file lacks are left out; None reads all.
     """
-    if not segment.sealed:
-        try:
-            file = pa.OSFile(str(segment.path))
-        except FileNotFoundError:
-            yield from batches_of(Segment(segment.final), columns, start, end)
-            return
-        with file:
-            for batch in _stream(file):
-                yield from _cut(batch, columns, start, end)
-        return
     try:
-        parquet = pq.ParquetFile(segment.path)
+        with segment.open() as file:
+            if segment.sealed:
+                yield from _rows_of_parquet(file, columns, start, end)
+            else:
+                for batch in _stream(file):
+                    yield from _cut(batch, columns, start, end)
     except FileNotFoundError:
-        return  # Its time was over.
-    with parquet:
-        names = parquet.schema_arrow.names
-        groups = [at for at in range(parquet.num_row_groups) if _overlaps(parquet.metadata, at, start, end)]
-        wanted = None if columns is None else [name for name in names if name in {*columns, TIME}]
-        for batch in parquet.iter_batches(BATCH_ROWS, row_groups=groups, columns=wanted):
-            yield from _cut(batch, columns, start, end)
+        if not segment.sealed:
+            yield from batches_of(segment.final, columns, start, end)
+        # Of a sealed one the time was over.
 
 
 def span_of(segment: Segment) -> tuple[datetime, datetime] | None:
     """First and last `_time` in a file; None without rows."""
+    if segment.path is None and segment.shared is not None and segment.shared.span is not None:
+        return segment.shared.span
     times: list[datetime] = []
     if segment.sealed:
         try:
-            metadata = pq.read_metadata(segment.path)
+            with segment.open() as file:
+                metadata = pq.read_metadata(file)
         except FileNotFoundError:
             return None
         for group in range(metadata.num_row_groups):
@@ -205,6 +245,17 @@ def seal(folder: Path) -> SealReport:
 
 def _parquet(stream: Path) -> Path:
     return stream.parent.parent / f"{stream.stem}{PARQUET}"
+
+
+def _rows_of_parquet(
+    file: Any, columns: Sequence[str] | None, start: datetime | None, end: datetime | None
+) -> Iterator[pa.RecordBatch]:
+    parquet = pq.ParquetFile(file)
+    names = parquet.schema_arrow.names
+    groups = [at for at in range(parquet.num_row_groups) if _overlaps(parquet.metadata, at, start, end)]
+    wanted = None if columns is None else [name for name in names if name in {*columns, TIME}]
+    for batch in parquet.iter_batches(BATCH_ROWS, row_groups=groups, columns=wanted):
+        yield from _cut(batch, columns, start, end)
 
 
 def _stream(file: Any, cut: list[str] | None = None) -> Iterator[pa.RecordBatch]:

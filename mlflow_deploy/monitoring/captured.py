@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -15,18 +16,25 @@ import pyarrow.compute as pc
 from mlflow_deploy.errors import DataError
 from mlflow_deploy.files import locked
 from mlflow_deploy.monitoring import capture_files as files
+from mlflow_deploy.monitoring import captured_rows
 from mlflow_deploy.monitoring.capture_files import SealReport, Segment
+from mlflow_deploy.monitoring.captured_rows import (
+    SERVICE_SCHEMA,
+    CapturedRows,
+    batches_of_segments,
+    select_columns,
+)
 from mlflow_deploy.monitoring.label_store import LabelStore
 from mlflow_deploy.monitoring.labels import Conflicts, LabelledRows, join_labels
+from mlflow_deploy.monitoring.orders import read_order, shared_places
+from mlflow_deploy.monitoring.shared_storage import SharedFolder
 
-REQUEST_ID = "_request_id"
-ROW = "_row"
+REQUEST_ID = captured_rows.REQUEST_ID
+ROW = captured_rows.ROW
 TIME = files.TIME
-LATENCY = "_latency_ms"
-STATUS = "_status"
-SERVICE_COLUMNS = (REQUEST_ID, ROW, TIME, LATENCY, STATUS)
-"""Columns of every captured row that are no features and no answers."""
-_SERVICE_TYPES = (pa.string(), pa.int32(), files.MICROSECONDS, pa.float32(), pa.int16())
+STATUS = captured_rows.STATUS
+LATENCY = captured_rows.LATENCY
+SERVICE_COLUMNS = captured_rows.SERVICE_COLUMNS
 CAPTURE = "capture"
 LABELS = "labels"
 COUNTS = "counts"
@@ -56,8 +64,16 @@ class ExpireReport:
     bytes: int = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class ShareReport:
+    """What went to shared storage: files that were uploaded, and files here that were removed since then."""
+
+    uploaded: int = 0
+    removed: int = 0
+
+
 class CaptureStore:
-    """The data folder of a deployment.
+    """The data folder of a deployment, with what the monitor moved to shared storage; or that alone, anywhere.
 
     Layout::
 
@@ -69,23 +85,50 @@ class CaptureStore:
     Rows come in no particular order. A stream that cannot be read counts as empty until it is sealed, which
     sets it aside and says so. Reading and sealing may go on at the same time, in any number of processes.
 
+    On shared storage the layout is the same, without streams and counts.
+
     Args:
-        folder: the data folder; need not exist yet.
+        place: the data folder, which need not exist yet; or the URL of a deployment's folder on shared storage.
+        shared: revision -> such a URL, of the revisions of a data folder whose sealed rows go there.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = Path(folder)
-        self.label_store = LabelStore(self.folder / LABELS)
+    def __init__(self, place: Path | str, *, shared: Mapping[int, str] | None = None) -> None:
+        self._url = str(place) if "://" in str(place) else ""
+        self._folder = None if self._url else Path(place)
+        self._shared = dict(shared or {})
+        self._places: dict[int, SharedFolder | None] = {}
+        newest = self._url or self._shared.get(max(self._shared, default=0), "")
+        self.label_store = LabelStore(
+            None if self._folder is None else self._folder / LABELS,
+            SharedFolder(newest) / LABELS if newest else None,
+        )
         self._spans: dict[Path, tuple[datetime, datetime] | None] = {}
 
+    @property
+    def folder(self) -> Path:
+        """The data folder.
+
+        Raises:
+            DataError: only what is on shared storage was asked for.
+        """
+        if self._folder is None:
+            raise DataError(
+                f"{self._url} is shared storage",
+                why="only sealed rows and labels are there",
+                hint="What is more is in the data folder of the deployment",
+            )
+        return self._folder
+
     def revision_folder(self, revision: int) -> Path:
-        """Where the rows of a revision are."""
+        """Where the rows of a revision are on this machine."""
         return self.folder / CAPTURE / f"rev-{revision}"
 
     def revisions(self) -> list[int]:
         """Numbers of the revisions that captured anything, in order."""
-        found = (_REVISION.fullmatch(path.name) for path in (self.folder / CAPTURE).glob("rev-*"))
-        return sorted(int(match[1]) for match in found if match)
+        names = {name for url in {*self._shared.values(), self._url} - {""} for name in _names(url)}
+        if self._folder is not None:
+            names |= {path.name for path in (self._folder / CAPTURE).glob("rev-*")}
+        return sorted(int(match[1]) for match in map(_REVISION.fullmatch, names) if match)
 
     def span(self, revision: int) -> tuple[datetime, datetime] | None:
         """Times of the first and of the last captured row, UTC; None without rows."""
@@ -108,15 +151,25 @@ class CaptureStore:
             DataError: a column is in none of the rows that there are.
         """
         segments, schema = self._snapshot(revision, start, end)
-        schema = _select(schema, columns)
-        return pa.Table.from_batches(list(_batches(segments, schema, start, end)), schema)
+        schema = select_columns(schema, columns)
+        return pa.Table.from_batches(list(batches_of_segments(segments, schema, start, end)), schema)
 
     def batches(
-        self, revision: int, start: datetime, end: datetime, columns: Sequence[str] | None = None
+        self,
+        revision: int,
+        start: datetime,
+        end: datetime,
+        columns: Sequence[str] | None = None,
+        *,
+        unless: Callable[[datetime, datetime], bool] | None = None,
     ) -> Iterator[pa.RecordBatch]:
-        """The same a batch at a time, so that memory stays bounded; all batches have the same columns."""
-        segments, schema = self._snapshot(revision, start, end)
-        yield from _batches(segments, _select(schema, columns), start, end)
+        """The same a batch at a time, so that memory stays bounded; all batches have the same columns.
+
+        Args:
+            unless: tells from the times of its first and last row that a file need not be read.
+        """
+        segments, schema = self._snapshot(revision, start, end, unless)
+        yield from batches_of_segments(segments, select_columns(schema, columns), start, end)
 
     def table(self, revision: int, start: datetime, end: datetime) -> CapturedRows:
         """The same rows by column, as `detect_drift` and `build_profile` take them, with bounded memory."""
@@ -136,6 +189,42 @@ class CaptureStore:
                 report += files.seal(folder)
         return report + self.label_store.seal()
 
+    def share(self, revision: int, *, needed_from: datetime | None = None) -> ShareReport:
+        """Copy sealed files to shared storage, each exactly once, and remove those here that are not needed.
+
+        Args:
+            needed_from: rows before this time are not soon read again; None = all are.
+
+        Raises:
+            StorageUnavailable: the storage does not answer; what is not there stays here.
+            OSError: a file cannot be removed.
+        """
+        shared, report = self._shared_of(revision), ShareReport()
+        folder = self.revision_folder(revision)
+        if shared is None or not folder.is_dir():
+            return report
+        with locked(folder / ".share.lock", wait=True):
+            self.label_store.share()
+            shared.forget()
+            found = self._segments(revision)
+            for segment, span in found:
+                if (
+                    segment.sealed
+                    and segment.path is not None
+                    and segment.shared is None
+                    and span is not None
+                ):
+                    with contextlib.suppress(FileNotFoundError):  # Its time was over.
+                        shared.upload(segment.path, span)
+                        report = replace(report, uploaded=report.uploaded + 1)
+            shared.tidy()
+            for segment, span in self._segments(revision) if report.uploaded else found:
+                old = span is not None and needed_from is not None and span[1] < needed_from
+                if segment.sealed and segment.path is not None and segment.shared is not None and old:
+                    segment.path.unlink(missing_ok=True)
+                    report = replace(report, removed=report.removed + 1)
+        return report
+
     def expire(
         self,
         revision: int,
@@ -145,10 +234,11 @@ class CaptureStore:
         max_bytes: int | None = None,
     ) -> ExpireReport:
         """Remove the sealed files whose last row is older than `max_age`, then the oldest ones until the rows
-        of the revision take at most `max_bytes`.
+        of the revision take at most `max_bytes`; here and on shared storage.
 
         Raises:
             OSError: a file cannot be removed.
+            StorageUnavailable: the shared storage does not answer, or does not allow it.
         """
         report = ExpireReport()
         kept = []
@@ -157,7 +247,7 @@ class CaptureStore:
                 report = _remove(segment, report)
             else:
                 kept.append(segment)
-        sizes = {segment: _size(segment.path) for segment in kept}
+        sizes = {segment: _size(segment) for segment in kept}
         total = sum(sizes.values())
         for segment in kept:
             if max_bytes is None or total <= max_bytes:
@@ -168,7 +258,7 @@ class CaptureStore:
         return report
 
     def drops(self, revision: int) -> Drops:
-        """What the servers of a revision could not capture since it was made."""
+        """What the servers of a revision could not capture since it was made; known in the data folder only."""
         total = Drops()
         for path in (self.revision_folder(revision) / COUNTS).glob("[!.]*.json"):
             try:
@@ -232,17 +322,33 @@ class CaptureStore:
         """Files of a revision with the times of their first and last row; sealed files never change."""
         found = []
         known, self._spans = self._spans, dict(self._spans)
-        for segment in files.find(self.revision_folder(revision)):
-            if segment.path in known:
-                span = known[segment.path]
+        folder = None if self._folder is None else self.revision_folder(revision)
+        for segment in files.find(folder, self._shared_of(revision)):
+            key = Path(segment.stem) if segment.path is None else segment.path
+            if key in known:
+                span = known[key]
             else:
                 span = files.span_of(segment)
                 if segment.sealed:
-                    self._spans[segment.path] = span
+                    self._spans[key] = span
             found.append((segment, span))
         return found
 
-    def _snapshot(self, revision: int, start: datetime, end: datetime) -> tuple[list[Segment], pa.Schema]:
+    def _shared_of(self, revision: int) -> SharedFolder | None:
+        """Where the sealed rows of a revision go, or are."""
+        if revision not in self._places:
+            url = self._url or self._shared.get(revision, "")
+            place = SharedFolder(f"{url}/{CAPTURE}/rev-{revision}") if url else None
+            self._places[revision] = place
+        return self._places[revision]
+
+    def _snapshot(
+        self,
+        revision: int,
+        start: datetime,
+        end: datetime,
+        unless: Callable[[datetime, datetime], bool] | None = None,
+    ) -> tuple[list[Segment], pa.Schema]:
         """Files that have rows within the times, and the columns of all of them."""
         for limit in (start, end):
             if limit.tzinfo is None:
@@ -250,77 +356,39 @@ class CaptureStore:
         segments = [
             segment
             for segment, span in self._segments(revision)
-            if span is not None and span[1] >= start and span[0] < end
+            if span is not None and span[1] >= start and span[0] < end and not (unless and unless(*span))
         ]
         schemas = [schema for segment in segments if (schema := files.schema_of(segment)) is not None]
-        service = pa.schema(list(zip(SERVICE_COLUMNS, _SERVICE_TYPES, strict=True)))
-        return segments, files.common_schema([service, *schemas])
+        return segments, files.common_schema([SERVICE_SCHEMA, *schemas])
 
 
-class CapturedRows:
-    """Captured rows by column; made by `CaptureStore.table`, reads its files anew for every column."""
+def deployment_captures(data: Path) -> CaptureStore:
+    """What a deployment captured, here and where its order says.
 
-    def __init__(self, segments: list[Segment], schema: pa.Schema, start: datetime, end: datetime) -> None:
-        self._segments, self._schema, self._start, self._end = segments, schema, start, end
-        # Streams grow while they are read; what is counted here is what every column yields.
-        self._counts = [
-            sum(batch.num_rows for batch in files.batches_of(segment, [TIME], start, end))
-            for segment in segments
-        ]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """All columns, those of the service too."""
-        return tuple(self._schema.names)
-
-    @property
-    def rows(self) -> int:
-        """Number of rows when the table was made."""
-        return sum(self._counts)
-
-    def column(self, name: str) -> Iterator[pa.Array]:
-        """The values of a column in batches."""
-        schema = _select(self._schema, [name])
-        for segment, count in zip(self._segments, self._counts, strict=True):
-            left = count
-            for batch in files.batches_of(segment, [name], self._start, self._end):
-                array = files.fit(batch, schema).column(0).slice(0, left)
-                left -= len(array)
-                if len(array):
-                    yield array
+    Args:
+        data: its data folder.
+    """
+    order = read_order(data)
+    return CaptureStore(data, shared=None if order is None else shared_places(order))
 
 
-def _batches(
-    segments: list[Segment], schema: pa.Schema, start: datetime, end: datetime
-) -> Iterator[pa.RecordBatch]:
-    for segment in segments:
-        for batch in files.batches_of(segment, schema.names, start, end):
-            yield files.fit(batch, schema)
+def _names(url: str) -> list[str]:
+    return (SharedFolder(url) / CAPTURE).names()
 
 
-def _select(schema: pa.Schema, columns: Sequence[str] | None) -> pa.Schema:
-    if columns is None:
-        return schema
-    lacking = [name for name in columns if name not in schema.names]
-    if len(schema.names) == len(SERVICE_COLUMNS):
-        # Without rows nobody knows which columns there will be.
-        schema = pa.schema([*schema, *((name, pa.null()) for name in lacking)])
-    elif lacking:
-        raise DataError(
-            f"No captured row has a column {', '.join(map(repr, lacking))}",
-            why=f"the columns are {', '.join(schema.names)}",
-        )
-    return pa.schema([schema.field(name) for name in columns])
-
-
-def _size(path: Path) -> int:
+def _size(segment: Segment) -> int:
+    if segment.path is None:
+        return 0 if segment.shared is None else segment.shared.size
     try:
-        return path.stat().st_size
+        return segment.path.stat().st_size
     except FileNotFoundError:
         return 0
 
 
 def _remove(segment: Segment, report: ExpireReport) -> ExpireReport:
-    size = _size(segment.path)
-    segment.path.unlink(missing_ok=True)
+    size = _size(segment)
+    if segment.shared is not None:
+        segment.shared.remove()
+    if segment.path is not None:
+        segment.path.unlink(missing_ok=True)
     return ExpireReport(files=report.files + 1, bytes=report.bytes + size)

@@ -83,6 +83,8 @@ CAPTURE_DROPPED = _server(
 )
 CAPTURE_ERRORS = _server("capture_write_errors_total", "counter", "Writes of captured requests that failed")
 FEEDBACK = _server("feedback_labels_total", "counter", "Labels that came by /feedback")
+SPANS_SENT = _server("spans_sent_total", "counter", "Spans that the collector has")
+SPANS_DROPPED = _server("span_drops_total", "counter", "Spans that it should have and has not")
 
 HEARTBEAT = _monitor(
     "monitor_heartbeat_timestamp_seconds", "When the monitor job last went round its loop", "deployment"

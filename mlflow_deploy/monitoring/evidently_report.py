@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from mlflow_deploy.errors import MissingExtra
-from mlflow_deploy.monitoring.captured import CaptureStore
+from mlflow_deploy.monitoring.captured import deployment_captures
 from mlflow_deploy.monitoring.jobs import capture_of, spec_of, window_of
 from mlflow_deploy.monitoring.profile import ColumnProfile, ReferenceProfile
 from mlflow_deploy.monitoring.references import reference_of
@@ -50,7 +50,7 @@ def report_of(data: Path, revision: MonitoredRevision, result: WindowResult) -> 
         if spec_of(revision).evidently == "always":
             raise MissingExtra("Evidently's report", "monitoring", missing="evidently")
         return ""
-    captures, window = CaptureStore(data), window_of(result)
+    captures, window = deployment_captures(data), window_of(result)
     reference, _ = reference_of(
         data, captures, revision.number, spec_of(revision), capture_of(revision), [], micros(window.end)
     )

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import http.server
+import sys
 import threading
+from typing import Any
 
 from mlflow_deploy.errors import PortInUse
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Tell of what went wrong here; a client that does not wait for its answer is no news."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class HttpPort:
@@ -23,7 +32,7 @@ class HttpPort:
         self, host: str, port: int, handler: type[http.server.BaseHTTPRequestHandler], name: str
     ) -> None:
         try:
-            self._server = http.server.ThreadingHTTPServer((host, port), handler)
+            self._server = _Server((host, port), handler)
         except OSError as error:
             raise PortInUse(host, port) from error
         self._server.daemon_threads = True

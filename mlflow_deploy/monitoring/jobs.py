@@ -8,31 +8,27 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from mlflow_deploy.config import DeploymentSpec
 from mlflow_deploy.config_monitor import MonitorSpec, duration_seconds
-from mlflow_deploy.errors import DeployError
+from mlflow_deploy.errors import DeployError, StorageUnavailable
 from mlflow_deploy.files import locked, write_atomic
-from mlflow_deploy.monitoring.captured import REQUEST_ID, TIME, CaptureStore
+from mlflow_deploy.monitoring.captured import REQUEST_ID, CaptureStore
 from mlflow_deploy.monitoring.drift_verdict import judge_drift
-from mlflow_deploy.monitoring.orders import labels_fingerprint, read_order
+from mlflow_deploy.monitoring.orders import labels_fingerprint, read_order, shared_places
 from mlflow_deploy.monitoring.performance_verdict import judge_performance
 from mlflow_deploy.monitoring.references import reference_of
 from mlflow_deploy.monitoring.results import MonitorKind, WindowResult
+from mlflow_deploy.monitoring.row_times import RowTimes
 from mlflow_deploy.monitoring.store import KINDS, ResultStore, stem
 from mlflow_deploy.monitoring.verdict import Finding
 from mlflow_deploy.monitoring.window_rows import WindowRows
 from mlflow_deploy.monitoring.windows import (
-    Micros,
     Window,
-    count_rows,
     final_windows,
     micros,
     row_count,
-    rows_between,
 )
 from mlflow_deploy.targets.base_monitor import MonitoredRevision, MonitorOrder
 
@@ -48,7 +44,7 @@ class Job:
 
     def __init__(self, data: Path, order: MonitorOrder, now: datetime) -> None:
         self.data, self.order, self.now = data, order, now
-        self.captures = CaptureStore(data)
+        self.captures = CaptureStore(data, shared=shared_places(order))
         self.results = ResultStore(data)
         self.fingerprint = labels_fingerprint(data)
         self._labels: pa.Table | None = None
@@ -59,34 +55,6 @@ class Job:
         if self._labels is None:
             self._labels = self.captures.labels()
         return self._labels
-
-
-class RowTimes:
-    """Times of the captured rows of a revision in microseconds since the epoch; read anew whenever they are
-    asked for, because all of them may be more than fits into memory."""
-
-    def __init__(self, captures: CaptureStore, revision: int) -> None:
-        self._captures, self._revision = captures, revision
-        span = captures.span(revision)
-        # Rows that come while the round goes on belong to the next one.
-        self._span = None if span is None else (span[0], span[1] + timedelta(microseconds=1))
-        self._counts: dict[int, dict[int, int]] = {}
-
-    def __iter__(self) -> Iterator[Micros]:
-        """The times in batches, in no order."""
-        if self._span is None:
-            return
-        for batch in self._captures.batches(self._revision, *self._span, [TIME]):
-            yield np.asarray(pc.cast(batch.column(0), pa.int64()).to_numpy(zero_copy_only=False))
-
-    def counted(self, window: Window) -> Window:
-        """The window with the rows that are in it now."""
-        start, step = micros(window.start), micros(window.end) - micros(window.start)
-        if start % step:
-            return Window(window.start, window.end, rows_between(self, window.start, window.end))
-        if step not in self._counts:
-            self._counts[step] = count_rows(self, step)
-        return Window(window.start, window.end, self._counts[step].get(start // step, 0))
 
 
 def run_due(data: Path, *, now: datetime | None = None) -> list[WindowResult]:
@@ -109,15 +77,27 @@ def each_due(data: Path, *, now: datetime | None = None) -> Iterator[WindowResul
         return
     with locked(_lock(data), wait=True):
         job = Job(data, order, now or datetime.now(UTC))
+        failure = None
         for revision in order.revisions:
-            seal(job, revision)
-            times = RowTimes(job.captures, revision.number)
-            for kind in KINDS:
-                if kind in revision.windows:
-                    yield from _judge_all(job, revision, kind, _due(job, revision, kind, times), times)
-            yield from _judge_again(job, revision, times)
-            # Afterwards, so that rows of a long downtime are judged before their time is over.
-            expire(job, revision)
+            try:
+                yield from _each_due_of(job, revision)
+            except StorageUnavailable as error:
+                # Its windows wait until the storage answers; revisions whose rows are elsewhere do not.
+                failure = error
+        if failure is not None:
+            raise failure
+
+
+def _each_due_of(job: Job, revision: MonitoredRevision) -> Iterator[WindowResult]:
+    seal(job, revision)
+    times = RowTimes(job.captures, revision.number)
+    for kind in KINDS:
+        if kind in revision.windows:
+            yield from _judge_all(job, revision, kind, _due(job, revision, kind, times), times)
+    yield from _judge_again(job, revision, times)
+    # Afterwards, so that rows of a long downtime are judged before their time is over.
+    share(job, revision)
+    expire(job, revision)
 
 
 def backfill(
@@ -168,6 +148,20 @@ def seal(job: Job, revision: MonitoredRevision) -> None:
         _LOG.warning("captured rows of revision %d were not sealed: %s", revision.number, error)
 
 
+def share(job: Job, revision: MonitoredRevision) -> None:
+    """Move sealed rows to shared storage, where the capture's settings name one; those that the next windows
+    are compared with stay here too."""
+    latest = [job.results.latest(revision.number, kind) for kind in KINDS if kind in revision.windows]
+    starts = [datetime.fromisoformat(each.start) for each in latest if each is not None]
+    try:
+        job.captures.share(
+            revision.number, needed_from=min(starts) if len(starts) == len(latest) and starts else None
+        )
+    except (OSError, DeployError) as error:
+        # They stay here, and it is tried again in every round.
+        _LOG.warning("captured rows of revision %d were not uploaded: %s", revision.number, error)
+
+
 def expire(job: Job, revision: MonitoredRevision) -> None:
     """Remove what is older or larger than the capture's settings allow."""
     limits = capture_of(revision)
@@ -201,7 +195,7 @@ def _due(job: Job, revision: MonitoredRevision, kind: MonitorKind, times: RowTim
         judged = {start: start for start in job.results.starts(revision.number, kind)}
     return final_windows(
         window,
-        times,
+        times.unjudged(window, judged),
         since=datetime.fromisoformat(revision.since),
         until=job.now - timedelta(seconds=revision.graces[kind]),
         active=revision.active,
@@ -221,13 +215,19 @@ def _judge_all(
         place = job.results.place(revision.number, kind)
         place.mkdir(parents=True, exist_ok=True)
         trying = place / f".{stem(window.start, number)}.trying"
-        attempts = int(trying.read_text()) + 1 if trying.exists() else 1
-        write_atomic(trying, str(attempts).encode())
+        attempts = int(trying.read_text() or 0) + 1 if trying.exists() else 1
+        # It counts deaths of this process, not losses of power, so no window waits for the disk here.
+        write_atomic(trying, str(attempts).encode(), lasting=False)
         if attempts > MAX_ATTEMPTS:
             why = f"judging this window ended without a result {MAX_ATTEMPTS} times"
             finding = Finding(state="error", summary=why, reasons=(why,))
         else:
-            finding = _finding(job, revision, kind, window, times)
+            try:
+                finding = _finding(job, revision, kind, window, times)
+            except StorageUnavailable:
+                # That is nothing about the window, which is judged when the storage answers.
+                trying.unlink(missing_ok=True)
+                raise
         result = _result(job, revision, kind, window, finding, number)
         if job.results.commit(result, finding.page):
             yield result
@@ -273,6 +273,8 @@ def _finding(
     """The finding of a window; whatever is wrong with its rows is a finding too."""
     try:
         return _judged(job, revision, kind, window, times)
+    except StorageUnavailable:
+        raise
     except DeployError as error:
         return Finding(state="error", summary=error.text, reasons=(error.text,))
     except Exception as error:  # noqa: BLE001 - the traceback is logged, the text is the verdict
@@ -334,7 +336,7 @@ def _late(job: Job, revision: MonitoredRevision, kind: MonitorKind, window: Wind
     last = job.results.before(revision.number, kind, window.start)
     if last is None:
         return ""
-    there = times.counted(window_of(last)).rows
+    there = times.between(window_of(last))
     if there <= last.rows:
         return ""
     return (

@@ -15,16 +15,36 @@ from mlflow_deploy.errors import DataError
 from mlflow_deploy.files import fsync_folder, locked
 from mlflow_deploy.monitoring import capture_files as files
 from mlflow_deploy.monitoring.capture_files import MICROSECONDS, SealReport
+from mlflow_deploy.monitoring.shared_storage import SharedFolder
 
 COLUMNS = ("key", "row", "label", "time", "source")
 _TYPES = {"key": pa.string(), "row": pa.int32(), "time": MICROSECONDS, "source": pa.string()}
 
 
 class LabelStore:
-    """The labels in one folder."""
+    """The labels of a deployment.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    Args:
+        folder: where they are on this machine; None = only what is on shared storage is read.
+        shared: gets a copy, so that who reads rows there finds their labels.
+    """
+
+    def __init__(self, folder: Path | None, shared: SharedFolder | None = None) -> None:
+        self._folder, self._shared = folder, shared
+
+    @property
+    def folder(self) -> Path:
+        """Where they are on this machine.
+
+        Raises:
+            DataError: they are on shared storage, where only the monitor writes.
+        """
+        if self._folder is None:
+            raise DataError(
+                "Labels cannot be added on shared storage",
+                hint="Use `mlflow-deploy labels add` or POST /feedback of the deployment",
+            )
+        return self._folder
 
     def add(self, table: pa.Table, *, source: str) -> int:
         """Keep labels durably; nothing is joined here, and nothing that was there is changed.
@@ -64,7 +84,8 @@ class LabelStore:
     def read(self) -> pa.Table:
         """All labels: key (text), row (int32), label (its own type; text when several do not go together), time
         (UTC), source."""
-        segments = files.find(self.folder)
+        # What is in the folder is all there is; the copy may lag behind.
+        segments = files.find(self._folder, self._shared if self._folder is None else None)
         schemas = [schema for segment in segments if (schema := files.schema_of(segment)) is not None]
         known = files.common_schema(schemas)
         label = known.field("label").type if "label" in known.names else pa.null()
@@ -78,6 +99,19 @@ class LabelStore:
             return SealReport()
         with locked(self.folder / ".seal.lock", wait=True):
             return files.seal(self.folder)
+
+    def share(self) -> None:
+        """Copy the sealed files to shared storage, each once.
+
+        Raises:
+            StorageUnavailable: the storage does not answer.
+        """
+        if self._shared is None or not self.folder.is_dir():
+            return
+        for segment in files.find(self.folder, self._shared):
+            if segment.sealed and segment.path is not None and segment.shared is None:
+                self._shared.upload(segment.path, None)
+        self._shared.tidy()
 
 
 def normal_labels(table: pa.Table, *, source: str) -> pa.Table:

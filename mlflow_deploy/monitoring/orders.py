@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -38,6 +39,21 @@ def read_order(data: Path) -> MonitorOrder | None:
         raise StateWriteFailed(path, f"the monitors' order cannot be read: {error}") from error
 
 
+def acts_itself(order: MonitorOrder) -> bool:
+    """Whether the job may carry actions out itself; a container has no right over its engine."""
+    return order.target == "local"
+
+
+def shared_places(order: MonitorOrder) -> dict[int, str]:
+    """Revision -> URL of the deployment's folder on shared storage, of revisions that have one."""
+    found = {each.number: (each.settings.get("capture") or {}).get("url") or "" for each in order.revisions}
+    if not any(found.values()):
+        return {}
+    # With the time, since a later deployment of the same name counts its revisions from 1 again.
+    made = datetime.fromisoformat(order.created_at).astimezone(UTC).strftime("%Y%m%dT%H%M%SZ")
+    return {number: f"{url.rstrip('/')}/{order.deployment}/{made}" for number, url in found.items() if url}
+
+
 def take_up(data: Path) -> None:
     """Take up a new order that was laid into the data folder, with the reference profiles that came with it.
 
@@ -66,6 +82,18 @@ def take_up(data: Path) -> None:
 def labels_fingerprint(data: Path) -> str:
     """Changes whenever labels were added; reads no label."""
     return folder_fingerprint(data / _LABELS, data / _LABELS / "open")
+
+
+def last_change(*folders: Path) -> float:
+    """When a file of some folders was written last, in seconds since the epoch; 0 without any."""
+    latest = 0.0
+    for folder in folders:
+        with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_file() and not entry.name.startswith("."):
+                    with contextlib.suppress(FileNotFoundError):
+                        latest = max(latest, entry.stat().st_mtime)
+    return latest
 
 
 def folder_fingerprint(*folders: Path) -> str:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from mlflow_deploy.errors import DataError, DeployError
-from mlflow_deploy.monitoring.captured import CaptureStore
-from mlflow_deploy.monitoring.orders import read_order
+from mlflow_deploy.monitoring.alert_state import ActionEntry, iso, read_state
+from mlflow_deploy.monitoring.captured import CaptureStore, deployment_captures
+from mlflow_deploy.monitoring.claims import unlogged
+from mlflow_deploy.monitoring.orders import acts_itself, read_order
 from mlflow_deploy.monitoring.results import MonitorKind, WindowResult
 from mlflow_deploy.monitoring.store import KINDS, ResultStore
-from mlflow_deploy.targets.base_monitor import MonitoredRevision, profile_path
+from mlflow_deploy.targets.base_monitor import MonitoredRevision, MonitorOrder, profile_path
 
 
 def overview(data: Path, *, now: datetime) -> list[dict[str, Any]]:
@@ -23,9 +26,13 @@ def overview(data: Path, *, now: datetime) -> list[dict[str, Any]]:
     order = read_order(data)
     if order is None:
         return []
-    captures, results = CaptureStore(data), ResultStore(data)
+    captures, results = deployment_captures(data), ResultStore(data)
+    actions = read_state(data).actions
     return [
-        _entry(data, captures, results, revision, kind, now)
+        {
+            **(entry := _entry(data, captures, results, revision, kind, now)),
+            "notes": [*entry["notes"], *_open_ends(order, revision.number, kind, actions, unlogged(data))],
+        }
         for revision in order.revisions
         for kind in KINDS
         if kind in revision.windows
@@ -98,6 +105,23 @@ def _entry(
         "captured_until": span[1].isoformat() if span else "",
         "notes": notes,
     }
+
+
+def _open_ends(
+    order: MonitorOrder, revision: int, kind: MonitorKind, actions: Sequence[ActionEntry], unlogged: str
+) -> Iterator[str]:
+    """What waits for somebody else."""
+    for entry in actions:
+        if entry.open and not entry.carried_out and (entry.revision, entry.kind) == (revision, kind):
+            if entry.action == "notify":
+                continue
+            told = f"{entry.action} is wanted since {iso(entry.wanted)}" + f": {entry.detail}" * bool(
+                entry.detail
+            )
+            how = f"`mlflow-deploy monitor act {order.deployment}` carries it out"
+            yield told if acts_itself(order) else f"{told}; {how}"
+    if unlogged:
+        yield f"results wait for MLflow: {unlogged}"
 
 
 def _same(result: WindowResult, start: str) -> bool:

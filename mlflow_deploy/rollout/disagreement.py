@@ -13,7 +13,7 @@ from mlflow_deploy.rollout.analysis import Verdict
 from mlflow_deploy.rollout.answers import Row, Value, answer_rows, shortened, shown_input
 from mlflow_deploy.rollout.sequential import share_bounds
 from mlflow_deploy.serving.recorder import Record
-from mlflow_deploy.targets.base import DifferentRow, ShadowReport
+from mlflow_deploy.targets.base_records import DifferentRow, ShadowReport
 
 _WORST_ROWS = 5
 _WAIT_SECONDS = 15.0

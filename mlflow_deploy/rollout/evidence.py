@@ -14,7 +14,8 @@ from mlflow_deploy.rollout.quality import Labels, Outcomes, judge_quality
 from mlflow_deploy.rollout.recording import Recording
 from mlflow_deploy.rollout.shift import AnswerShift
 from mlflow_deploy.rollout.strategies import Step
-from mlflow_deploy.targets.base import DeploymentRecord, ShadowReport, Target
+from mlflow_deploy.targets.base import Target
+from mlflow_deploy.targets.base_records import DeploymentRecord, ShadowReport
 
 
 class Evidence:

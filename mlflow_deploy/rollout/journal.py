@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 
 from mlflow_deploy.errors import DeployError
-from mlflow_deploy.targets.base import ChangeRecord, DeploymentRecord, RevisionRecord
+from mlflow_deploy.targets.base_records import ChangeRecord, DeploymentRecord, RevisionRecord
 
 KEPT = 100
 """Changes that a record keeps. A record is a label or an annotation on some targets, where room is scarce."""

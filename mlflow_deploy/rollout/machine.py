@@ -19,7 +19,8 @@ from mlflow_deploy.rollout.analysis import Verdict
 from mlflow_deploy.rollout.evidence import Evidence
 from mlflow_deploy.rollout.quality import Labels
 from mlflow_deploy.rollout.strategies import Step, steps_of
-from mlflow_deploy.targets.base import DeploymentRecord, RolloutEvent, RolloutRecord, Target, TrafficPoint
+from mlflow_deploy.targets.base import Target
+from mlflow_deploy.targets.base_records import DeploymentRecord, RolloutEvent, RolloutRecord, TrafficPoint
 
 _POLL_SECONDS = 0.25
 

@@ -8,7 +8,8 @@ import msgspec
 
 from mlflow_deploy.bundle import Bundle
 from mlflow_deploy.rollout.journal import Action, Outcome, noted, why
-from mlflow_deploy.targets.base import DeploymentRecord, RevisionRecord, Target
+from mlflow_deploy.targets.base import Target
+from mlflow_deploy.targets.base_records import DeploymentRecord, RevisionRecord
 
 
 def bring_up(

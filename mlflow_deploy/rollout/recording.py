@@ -7,7 +7,8 @@ import time
 import msgspec
 
 from mlflow_deploy.serving.recorder import Order, Record, Reply
-from mlflow_deploy.targets.base import Capability, DeploymentRecord, Target
+from mlflow_deploy.targets.base import Capability, Target
+from mlflow_deploy.targets.base_records import DeploymentRecord
 
 PATH = "/admin/recorder"
 """Address of the scoring server's recorder."""

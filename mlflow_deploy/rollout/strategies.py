@@ -8,7 +8,8 @@ from typing import Literal
 
 from mlflow_deploy.config import DeploymentSpec
 from mlflow_deploy.errors import Unsupported
-from mlflow_deploy.targets.base import Capability, DeploymentRecord, Target
+from mlflow_deploy.targets.base import Capability, Target
+from mlflow_deploy.targets.base_records import DeploymentRecord
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,8 @@ class Column:
 
     Attributes:
         name: its name.
-        values: shape [rows]: numbers, truth values, datetime64[us] for moments in UTC, or objects that are str.
+        values: shape [rows]: numbers, truth values, datetime64[us] for moments in UTC, or text:
+            objects that are str, or bytes that are ASCII.
         valid: which rows have a value, shape [rows]; None when all have.
     """
 
@@ -74,7 +75,10 @@ def _array(column: Column, rows: int) -> tuple[str, Any]:
     values, valid = column.values, column.valid
     buffers: list[Any] = [None if valid is None else np.packbits(valid, bitorder="little")]
     kind = values.dtype.char
-    if kind == "O":
+    if kind == "S":
+        kind = "O"
+        buffers += _joined(values.tolist())
+    elif kind == "O":
         texts = values.tolist()
         if valid is not None:
             texts = [text if there else "" for text, there in zip(texts, valid.tolist(), strict=True)]
@@ -96,14 +100,18 @@ def _array(column: Column, rows: int) -> tuple[str, Any]:
 
 def _text_buffers(texts: list[str]) -> tuple[Array, bytes]:
     joined = "".join(texts)
-    offsets = np.zeros(len(texts) + 1, np.int32)
     if joined.isascii():
+        offsets = np.zeros(len(texts) + 1, np.int32)
         np.cumsum(np.fromiter(map(len, texts), np.int32, len(texts)), out=offsets[1:])
         return offsets, joined.encode()
     # Half of a surrogate pair cannot be UTF-8; JSON may send it.
-    encoded = [text.encode(errors="replace") for text in texts]
-    np.cumsum(np.fromiter(map(len, encoded), np.int32, len(encoded)), out=offsets[1:])
-    return offsets, b"".join(encoded)
+    return _joined([text.encode(errors="replace") for text in texts])
+
+
+def _joined(texts: list[bytes]) -> tuple[Array, bytes]:
+    offsets = np.zeros(len(texts) + 1, np.int32)
+    np.cumsum(np.fromiter(map(len, texts), np.int32, len(texts)), out=offsets[1:])
+    return offsets, b"".join(texts)
 
 
 def make_folder(path: Path) -> None:
@@ -145,7 +153,8 @@ class StreamFiles:
         Raises:
             OSError: it cannot be written; nothing of it is left.
         """
-        schema = tuple((column.name, column.values.dtype.char) for column in columns)
+        # Both forms of text are one type in a file.
+        schema = tuple((column.name, column.values.dtype.char.replace("S", "O")) for column in columns)
         if self._fd >= 0 and (schema != self._schema or self._size >= self._max_bytes):
             self.close()
         first = self._fd < 0

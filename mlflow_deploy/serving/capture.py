@@ -8,8 +8,9 @@ import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import util
 from pathlib import Path
 from time import perf_counter
@@ -22,6 +23,7 @@ from mlflow_deploy.bundle import Bundle
 from mlflow_deploy.files import write_atomic
 from mlflow_deploy.serving.arrow_stream import Column, StreamFiles, make_folder
 from mlflow_deploy.serving.capture_columns import Answers, Features
+from mlflow_deploy.serving.capture_records import RowRecords
 from mlflow_deploy.serving.capture_retention import expire
 from mlflow_deploy.serving.logs import logger
 from mlflow_deploy.serving.values import Array
@@ -44,6 +46,9 @@ _SERVED = 200
 
 Kept = tuple[str, float, float, int, "Call | None"]
 """Request id, `perf_counter()` at its arrival, seconds to its answer, status, and what it asked the model."""
+
+Waiting = Kept | bytes
+"""What waits to be written: a record of `RowRecords`, or what has no such form."""
 
 
 @dataclass
@@ -81,12 +86,17 @@ class Capture:
         self._settings = settings
         self._folder = Path(config.data) / "capture" / f"rev-{config.revision}"
         self._features = Features(bundle, settings)
-        self._graph = bool(bundle.manifest.servable.feeds)
+        # A graph does not change its inputs.
+        self.keep: Callable[[Any], Any] | None = None if bundle.manifest.servable.feeds else _kept
+        self._classes = bundle.manifest.servable.classes
         self._answers: Answers | None = None
         self._columns_of_none: list[Column] = []
         self._files = StreamFiles(self._folder, settings.file_bytes, settings.file_seconds)
         self._limit = round(settings.sample * 2**32)
-        self._queue: deque[Kept] = deque()
+        self._sampling = settings.sample < 1
+        self._records = RowRecords()
+        self._pack = self._records.pack
+        self._queue: deque[Waiting] = deque()
         self._most = settings.queue_requests
         self._rows = 0  # rows that wait; set back by the writer, so that a lost addition does not stay lost
         self._most_rows = settings.queue_rows
@@ -110,7 +120,7 @@ class Capture:
             seconds: from its arrival to its answer.
             call: what it asked the model, None when it did not get so far.
         """
-        if self._limit < 2**32 and zlib.crc32(request_id.encode()) >= self._limit:
+        if self._sampling and zlib.crc32(request_id.encode()) >= self._limit:
             return
         queue = self._queue
         if len(queue) >= self._most or self._rows >= self._most_rows:
@@ -118,24 +128,18 @@ class Capture:
                 self.counts.refused += 1
                 self.counts.refused_rows += call.rows if call is not None else 0
             return
+        record = None
         if call is not None:
             self._rows += call.rows
-        queue.append((request_id, arrived, seconds, status, call))
-
-    def keep(self, data: Any) -> Any:
-        """What a call asks, in a form that the model cannot change while it computes."""
-        if self._graph:
-            return data
-        frame, *rest = data
-        if isinstance(frame, dict):
-            return ({name: _copied(value) for name, value in frame.items()}, *rest)
-        return (_copied(frame), *rest)
+            if status == _SERVED:
+                record = self._pack(request_id, arrived, seconds, call.asked, call.answer)
+        queue.append((request_id, arrived, seconds, status, call) if record is None else record)
 
     # --- the writer ---
 
     def start(self, model: Model, metrics: WorkerMetrics) -> None:
         """Begin to write; called when the model is loaded."""
-        self._answers = Answers(model.to_tensors, self._settings.max_values)
+        self._answers = Answers(model.to_tensors, self._settings.max_values, self._classes)
         threading.Thread(target=self._run, args=(metrics,), name="capture", daemon=True).start()
         # The workers end by multiprocessing's own exit, which knows nothing of other hooks.
         util.Finalize(self, self.close, exitpriority=10)
@@ -187,44 +191,76 @@ class Capture:
         while left > 0:
             taken = [queue.popleft() for _ in range(min(left, _TOGETHER))]
             left -= len(taken)
-            self._write(taken)
+            records = [each for each in taken if isinstance(each, bytes)]
+            if records:
+                self._write(partial(self._columns_of_records, records), len(records), len(records))
+            if len(records) < len(taken):
+                others = [each for each in taken if not isinstance(each, bytes)]
+                rows = sum(call.rows for *_, call in others if call is not None)
+                self._write(partial(self._columns, others), len(others), rows)
 
-    def _write(self, taken: Sequence[Kept]) -> None:
+    def _write(self, columns: Callable[[], list[Column]], requests: int, rows: int) -> None:
+        """Write a batch.
+
+        Args:
+            columns: makes it.
+            requests: how many it holds.
+            rows: of them, how many rows the answered ones have.
+        """
         try:
             if time.monotonic() < self._retry_at:
                 raise _NotYetError
-            columns, rows = self._columns(taken)
-            self._files.write(columns, rows)
+            made = columns()
+            self._files.write(made, len(made[0].values))
         except _NotYetError:
-            self._lose(taken)
+            self._lose(requests, rows)
         except Exception as error:  # noqa: BLE001 - whatever a model's answer does here, requests are not its business
             self._retry_at = time.monotonic() + _RETRY_SECONDS if isinstance(error, OSError) else 0.0
             self.counts.write_errors += 1
-            self._lose(taken)
+            self._lose(requests, rows)
             self._complain(error)
         else:
-            self.counts.kept += len(taken)
+            self.counts.kept += requests
 
-    def _lose(self, taken: Sequence[Kept]) -> None:
-        self.counts.lost += len(taken)
-        self.counts.lost_rows += sum(call.rows for *_, call in taken if call is not None)
+    def _lose(self, requests: int, rows: int) -> None:
+        self.counts.lost += requests
+        self.counts.lost_rows += rows
 
-    def _columns(self, taken: Sequence[Kept]) -> tuple[list[Column], int]:
+    def _columns_of_records(self, records: Sequence[bytes]) -> list[Column]:
+        decoded, count = self._records.unpack(records), len(records)
+        service = _service_columns(
+            decoded.ids,
+            np.zeros(count, np.int32),
+            decoded.arrived,
+            decoded.latencies,
+            np.full(count, _SERVED, np.int16),
+        )
+        return [*service, *self._columns_of_calls([decoded.given], [decoded.answers], [count])]
+
+    def _columns(self, taken: Sequence[Kept]) -> list[Column]:
         """Answered requests first, each with its rows; then a row for each one that failed."""
         answered = [kept for kept in taken if kept[3] == _SERVED and kept[4] is not None]
         failed = [kept for kept in taken if kept[3] != _SERVED or kept[4] is None]
         calls = [kept[4] for kept in answered if kept[4] is not None]
         counts = [call.rows for call in calls]
-        service = _service(answered, counts, failed)
-        rows = len(service[0].values)
-        if calls and self._answers is not None:
-            features = self._features.columns([call.asked for call in calls], counts)
-            answers = self._answers.columns([call.answer for call in calls], counts)
-            self._tell_what_is_left_out()
-            # A batch of failed requests only shall not look as if the columns had changed.
-            self._columns_of_none = [Column(each.name, each.values[:0]) for each in (*features, *answers)]
-            return [*service, *(_longer(each, len(failed)) for each in (*features, *answers))], rows
-        return [*service, *(_longer(each, len(failed)) for each in self._columns_of_none)], rows
+        columns = self._columns_of_none
+        if calls:
+            columns = self._columns_of_calls(
+                [call.asked for call in calls], [call.answer for call in calls], counts
+            )
+        return [*_service(answered, counts, failed), *(_longer(each, len(failed)) for each in columns)]
+
+    def _columns_of_calls(
+        self, asked: Sequence[Any], answers: Sequence[Any], counts: Sequence[int]
+    ) -> list[Column]:
+        """The features and answers of calls with so many rows each."""
+        if self._answers is None:
+            return []
+        columns = [*self._features.columns(asked, counts), *self._answers.columns(answers, counts)]
+        self._tell_what_is_left_out()
+        # A batch of failed requests only shall not look as if the columns had changed.
+        self._columns_of_none = [Column(each.name, each.values[:0]) for each in columns]
+        return columns
 
     # --- what people are told ---
 
@@ -265,6 +301,14 @@ class Capture:
             )
 
 
+def _kept(data: Any) -> Any:
+    """What a call asks a pyfunc model, in a form that the model cannot change while it computes."""
+    frame, *rest = data
+    if isinstance(frame, dict):
+        return ({name: _copied(value) for name, value in frame.items()}, *rest)
+    return (_copied(frame), *rest)
+
+
 def _copied(value: Any) -> Any:
     return value.copy() if hasattr(value, "copy") else value
 
@@ -287,15 +331,25 @@ def _service(answered: Sequence[Kept], rows: Sequence[int], failed: Sequence[Kep
     def spread(values: Array) -> Array:
         return values if single else np.repeat(values, counts)
 
+    return _service_columns(
+        spread(np.array([kept[0] for kept in together], object)),
+        row,
+        spread(np.array([kept[1] for kept in together])),
+        spread(np.array([kept[2] * 1e3 for kept in together], np.float32)),
+        spread(np.array([kept[3] for kept in together], np.int16)),
+    )
+
+
+def _service_columns(ids: Array, row: Array, arrived: Array, latency: Array, status: Array) -> list[Column]:
+    """The same from arrays of shape [rows]; `arrived` by `perf_counter()`, `latency` in milliseconds."""
     # The clock may have been set since the last time.
-    offset = time.time() - perf_counter()
-    moments = (np.array([kept[1] for kept in together]) + offset) * 1e6
+    moments = (arrived + (time.time() - perf_counter())) * 1e6
     return [
-        Column("_request_id", spread(np.array([kept[0] for kept in together], object))),
+        Column("_request_id", ids),
         Column("_row", row),
-        Column("_time", spread(moments.astype(np.int64).view("datetime64[us]"))),
-        Column("_latency_ms", spread(np.array([kept[2] * 1e3 for kept in together], np.float32))),
-        Column("_status", spread(np.array([kept[3] for kept in together], np.int16))),
+        Column("_time", moments.astype(np.int64).view("datetime64[us]")),
+        Column("_latency_ms", latency),
+        Column("_status", status),
     ]
 
 

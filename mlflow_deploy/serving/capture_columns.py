@@ -142,11 +142,13 @@ class Answers:
     Args:
         to_tensors: gives an answer as named tensors.
         max_values: most values of an output that are kept of each row.
+        classes: names of the classes whose probabilities are answered; without them they are numbered.
     """
 
-    def __init__(self, to_tensors: Tensors, max_values: int) -> None:
+    def __init__(self, to_tensors: Tensors, max_values: int, classes: Sequence[str] = ()) -> None:
         self._to_tensors = to_tensors
         self._max_values = max_values
+        self._classes = classes
         self._probable: bool | None = None
         self.left_out: dict[str, str] = {}
 
@@ -173,7 +175,10 @@ class Answers:
                 continue
             matrix = values.reshape(len(values), size)
             if len(names) == 1 and self._gives_probabilities(matrix):
-                columns += _spread(PROBABILITY.removesuffix("_"), matrix)
+                known = len(self._classes) == matrix.shape[1]
+                shown: Sequence[Any] = self._classes if known else range(matrix.shape[1])
+                chances = zip(shown, np.ascontiguousarray(matrix.T), strict=True)
+                columns += [Column(f"{PROBABILITY}{each}", part) for each, part in chances]
                 continue
             for column in _spread(label, matrix):
                 typed = _typed(column.name, column.values, None)

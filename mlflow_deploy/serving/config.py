@@ -84,20 +84,35 @@ def _check(serving: ServingSettings) -> None:
         "workers": 1, "threads": 0, "intra_op_threads": 0, "max_concurrency": 0, "queue_size": 0,
         "deadline_seconds": 0, "max_batch_size": 1, "max_batch_delay_ms": 0, "max_body_bytes": 1,
         "max_rows": 1, "drain_seconds": 0, "drain_delay_seconds": 0, "access_log": 0, "grpc_port": 0,
+        "trace_share": 0,
     }  # fmt: skip
     for name, least in at_least.items():
         if not getattr(serving, name) >= least:
             raise ConfigError(
                 f"serving.{name} must be at least {least}", why=f"it is {getattr(serving, name)}"
             )
-    choices = {"log_level": LOG_LEVELS, "log_format": ("json", "text"), "auth": ("none", "token")}
+    choices = {
+        "log_level": LOG_LEVELS,
+        "log_format": ("json", "text"),
+        "auth": ("none", "token"),
+        "device": ("auto", "cpu", "gpu"),
+        "gpu_fallback": ("refuse", "cpu"),
+        "gpu_provider": ("auto", "cuda", "tensorrt"),
+    }
     for name, words in choices.items():
         if getattr(serving, name) not in words:
             raise ConfigError(
                 f"serving.{name} cannot be {getattr(serving, name)!r}", hint=f"Use one of {', '.join(words)}"
             )
-    if serving.access_log > 1:
-        raise ConfigError("serving.access_log is a share between 0 and 1", why=f"it is {serving.access_log}")
+    for name in ("access_log", "trace_share"):
+        if getattr(serving, name) > 1:
+            raise ConfigError(
+                f"serving.{name} is a share between 0 and 1", why=f"it is {getattr(serving, name)}"
+            )
+    if serving.otlp_endpoint and not serving.otlp_endpoint.startswith(("http://", "https://")):
+        raise ConfigError(
+            f"serving.otlp_endpoint cannot be {serving.otlp_endpoint!r}", hint="Give a URL of http or https"
+        )
     if serving.auth == "token" and not serving.auth_file:
         raise ConfigError("serving.auth=token needs serving.auth_file", hint="Name the file with the tokens")
     if bool(serving.tls_cert) != bool(serving.tls_key):

@@ -37,7 +37,9 @@ class DataPlane:
     def __init__(self, model: Model, settings: ServingSettings) -> None:
         self.model = model
         self.inputs = ModelInputs(model)
-        # What the capture keeps of a call before the model computes it; None when nothing is captured.
+        # Whether calls keep what they ask and their answers, for the capture.
+        self.captures = False
+        # Makes what a call asks safe from a model that changes it; None when no model does.
         self.keep: Callable[[Any], Any] | None = None
         self._deadline = settings.deadline_seconds
         self.admission = Admission(concurrency(settings), settings.queue_size, settings.deadline_seconds)
@@ -64,8 +66,8 @@ class DataPlane:
         deadline, admission = self._deadline, self.admission
         admission.enter(request.arrived)
         request.call = call
-        if self.keep is not None:
-            call.asked = self.keep(call.data)
+        if self.captures:
+            call.asked = call.data if self.keep is None else self.keep(call.data)
         if self._aside is not None:
             return self._predict_aside(self._aside, call, request)
         call.begun = perf_counter()
@@ -93,7 +95,7 @@ class DataPlane:
             call.data = None
         if deadline and call.ended > call.expires:
             raise DeadlineExceeded(deadline)
-        if self.keep is not None:
+        if self.captures:
             call.answer = result
         return result
 
@@ -116,8 +118,8 @@ class DataPlane:
         if not self.admission.enter_at_once():
             return False
         request.call = call
-        if self.keep is not None:
-            call.asked = self.keep(call.data)
+        if self.captures:
+            call.asked = call.data if self.keep is None else self.keep(call.data)
         call.begun = perf_counter()
         if self._deadline:
             call.expires = request.arrived + self._deadline
@@ -130,7 +132,7 @@ class DataPlane:
                     raise DeadlineExceeded(self._deadline) from error
                 if error is not None:
                     raise error
-                if self.keep is not None:
+                if self.captures:
                     call.answer = result
                 answer = finish(result)
             except Exception as raised:  # noqa: BLE001 - it becomes an answer and a log line
@@ -155,7 +157,7 @@ class DataPlane:
         call.ended = perf_counter()
         call.batch = call.rows
         call.data = None
-        if self.keep is not None:
+        if self.captures:
             call.answer = result
         return result
 

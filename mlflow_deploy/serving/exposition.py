@@ -33,9 +33,11 @@ from mlflow_deploy.serving.metrics import (
     REQUESTS,
     ROWS,
     SECONDS,
+    SPANS,
     STATUSES,
     TIMED,
     UNCAPTURED,
+    UNSENT,
     UNWRITTEN,
     WAITING,
     SharedMetrics,
@@ -90,6 +92,8 @@ class _Collector(Collector):
             ),
             ("mlflow_deploy_capture_write_errors", "Writes of captured requests that failed", UNWRITTEN),
             ("mlflow_deploy_feedback_labels", "Labels that came by /feedback", LABELS),
+            ("mlflow_deploy_spans_sent", "Spans that the collector has", SPANS),
+            ("mlflow_deploy_span_drops", "Spans that it should have and has not", UNSENT),
         ):
             family = CounterMetricFamily(name, doc)
             family.add_metric([], self._sum[cell])

@@ -35,6 +35,7 @@ from mlflow_deploy.serving.logs import logger
 from mlflow_deploy.serving.metrics import PROTOCOLS
 from mlflow_deploy.serving.recorder import Taking
 from mlflow_deploy.serving.scheduling import stand_firm
+from mlflow_deploy.serving.tracing import Tracing
 from mlflow_deploy.serving.tuning import model_threads
 from mlflow_deploy.serving.worker import Worker
 
@@ -173,6 +174,7 @@ class App:
         self._metrics = worker.metrics
         self._recorder = worker.recorder
         self._capture = worker.capture
+        self._tracing = worker.tracing
         self._routes = routes
         self._prefixes = tuple(prefixes)
         self._guard = guard
@@ -256,12 +258,27 @@ class App:
         send(response.status, headers, response.body)
         if self._capture is not None and route.predicts:
             self._capture.put(request.id, request.arrived, seconds, response.status, request.call)
+        if self._tracing is not None and route.predicts:
+            self._trace(self._tracing, request, response.status, seconds)
 
     def _find(self, path: str) -> Route:
         for prefix, route in self._prefixes:
             if path.startswith(prefix):
                 return route
         return self._fallback
+
+    def _trace(self, tracing: Tracing, request: Request, status: int, seconds: float) -> None:
+        environ = request.environ
+        method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
+        tracing.answered(
+            f"{method} {path}",
+            {"http.request.method": method, "http.route": path, "mlflow_deploy.request_id": request.id},
+            {"traceparent": environ.get("HTTP_TRACEPARENT"), "tracestate": environ.get("HTTP_TRACESTATE")},
+            status=status,
+            arrived=request.arrived,
+            ended=request.arrived + seconds,
+            call=request.call,
+        )
 
     def _log(self, request: Request, status: int, seconds: float, error: Exception | None) -> None:
         fields: dict[str, Any] = {

@@ -32,8 +32,8 @@ TIMED = len(SECONDS) + 2  # buckets with the one above the last bound, and the s
 BATCHED = len(BATCHES) + 2
 
 # The cells of a worker's row.
-PID, LOAD, ACTIVE, WAITING, CAPTURED, UNCAPTURED, UNWRITTEN, LABELS, ROWS = range(9)
-REQUESTS = 9
+PID, LOAD, ACTIVE, WAITING, CAPTURED, UNCAPTURED, UNWRITTEN, LABELS, SPANS, UNSENT, ROWS = range(11)
+REQUESTS = 11
 LATENCY = REQUESTS + len(PROTOCOLS) * len(STATUSES)
 MODEL = LATENCY + len(PROTOCOLS) * TIMED
 QUEUE = MODEL + TIMED
@@ -108,6 +108,12 @@ class WorkerMetrics:
         """So many more labels came."""
         with self._lock:
             self._cells[LABELS] += labels
+
+    def traced(self, sent: int, lost: int) -> None:
+        """So many more spans reached the collector, or did not although they should."""
+        with self._lock:
+            self._cells[SPANS] += sent
+            self._cells[UNSENT] += lost
 
     def answered(self, protocol: int, status: int, arrived: float, ended: float, call: Call | None) -> None:
         """A request was answered; it is counted with others at the next `flush`, or here when enough wait.

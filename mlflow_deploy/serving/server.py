@@ -26,6 +26,7 @@ from mlflow_deploy.serving.http import App
 from mlflow_deploy.serving.logs import logger
 from mlflow_deploy.serving.protocols import admin, feedback, info, mlflow, oip
 from mlflow_deploy.serving.scheduling import give_way
+from mlflow_deploy.serving.tracing import start_tracing
 from mlflow_deploy.serving.tuning import concurrency
 from mlflow_deploy.serving.worker import Launch, Worker
 
@@ -143,6 +144,7 @@ def load_application(launch: Launch, place: Place) -> Callable[..., Any]:
     settings = worker.settings
     try:
         guard = Guard(Path(settings.auth_file)) if settings.auth == "token" else None
+        worker.tracing = start_tracing(worker)
         app = make_app(worker, guard)
         if not place.wait:
             _serve_grpc(worker, place, guard)

@@ -23,6 +23,7 @@ from mlflow_deploy.serving.recorder import Recorder, SharedRecorder
 
 if TYPE_CHECKING:
     from mlflow_deploy.serving.capture import Capture
+    from mlflow_deploy.serving.tracing import Tracing
 
 _TICK_SECONDS = 0.25
 
@@ -55,6 +56,7 @@ class Worker:
         self.recorder = Recorder(launch.recorder, number)
         self.plane: DataPlane | None = None
         self.capture: Capture | None = None
+        self.tracing: Tracing | None = None
         if launch.config.data and launch.config.capture.enabled:
             from mlflow_deploy.serving.capture import Capture
 
@@ -78,7 +80,7 @@ class Worker:
         if self.settings.warm_up:
             _warm_up(plane, self.bundle)
         if self.capture is not None:
-            plane.keep = self.capture.keep
+            plane.captures, plane.keep = True, self.capture.keep
             self.capture.start(model, self.metrics)
         seconds = time.perf_counter() - begun
         self.metrics.loaded(seconds)
@@ -101,7 +103,7 @@ class Worker:
 
     @property
     def identity(self) -> dict[str, str]:
-        """Who is serving what; also the labels of the info metric."""
+        """Who is serving what."""
         manifest = self.bundle.manifest
         return {
             "deployment": self.config.deployment,
@@ -111,6 +113,11 @@ class Worker:
             "bundle": self.bundle.digest,
             "format": manifest.format,
         }
+
+    @property
+    def info(self) -> dict[str, str]:
+        """The labels of the info metric."""
+        return {**self.identity, "provider": self.plane.model.providers[0] if self.plane else ""}
 
     def version(self) -> dict[str, Any]:
         """The document of /version."""

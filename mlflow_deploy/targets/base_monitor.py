@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 if TYPE_CHECKING:
-    from mlflow_deploy.targets.base import DeploymentRecord, RevisionRecord
+    from mlflow_deploy.targets.base_records import DeploymentRecord, RevisionRecord
 
 FOLDER = "monitor"
 """Folder of the monitors in a deployment's data folder."""
@@ -16,6 +16,8 @@ ORDER = "order.json"
 PROFILE = "profile.json"
 INCOMING = ".order.json"
 """A new order in the folder of the monitors, where the target cannot write as the job does."""
+HOST_OF_CONTAINER = "host.docker.internal"
+"""Name by which a container reaches the machine of its engine."""
 JOB = "mlflow_deploy.monitoring.job"
 """The module that runs the monitors; targets start it by its name."""
 

@@ -30,7 +30,7 @@ from typing import Any
 import msgspec
 
 from mlflow_deploy.bundle import Bundle
-from mlflow_deploy.config import DockerSpec, state_home
+from mlflow_deploy.config import state_home
 from mlflow_deploy.errors import DeployError, MissingExtra, TargetError
 from mlflow_deploy.files import write_atomic
 from mlflow_deploy.gateway.stats import CallStats
@@ -42,14 +42,8 @@ from mlflow_deploy.images.spec import ImageSpec, parse_image_spec
 from mlflow_deploy.targets import docker_archive as archive
 from mlflow_deploy.targets import docker_names as keys
 from mlflow_deploy.targets import docker_state as state
-from mlflow_deploy.targets.base import (
-    Capability,
-    DeploymentRecord,
-    Orphan,
-    RevisionRecord,
-    RevisionStatus,
-    Target,
-)
+from mlflow_deploy.targets.base import Capability, Target
+from mlflow_deploy.targets.base_records import DeploymentRecord, Orphan, RevisionRecord, RevisionStatus
 from mlflow_deploy.targets.docker_containers import (
     Place,
     ask_server,
@@ -71,6 +65,7 @@ from mlflow_deploy.targets.docker_gateway import (
     gateway_weights,
     remove_gateway,
 )
+from mlflow_deploy.targets.docker_hand import attach_hand, remove_hand
 from mlflow_deploy.targets.docker_logs import read_logs
 from mlflow_deploy.targets.docker_monitor import apply_monitor, ask_monitor, monitor_state
 from mlflow_deploy.targets.docker_names import Names
@@ -139,6 +134,7 @@ class DockerTarget(Target):
             state.write_record(engine, self._names, record)
 
     def remove(self, name: str) -> None:
+        remove_hand(self._home, self._names, name)
         with connect() as engine:
             record = state.read_record(engine, self._names, name)
             if record is not None and record.phase == "ready":
@@ -177,7 +173,7 @@ class DockerTarget(Target):
         check_gateway_settings(record.name, revision.settings, record.gateway)
         with connect() as engine:
             try:
-                image = self._image(engine, bundle, place.spec)
+                image = self._image(engine, bundle, place.revision)
                 self._ensure_network(engine, record.name)
                 others = engine.api.containers(filters=self._names.filters(record.name, "revision"))
                 taken = any(each["Labels"].get(keys.PUBLISHED) == "yes" for each in others)
@@ -215,12 +211,12 @@ class DockerTarget(Target):
                 self._stop_others(engine, record, wanted)
             for number in (number for number in wanted if number in bundles):
                 place = Place(self._names, record, record.revision(number))
-                image = self._image(engine, bundles[number], place.spec)
+                image = self._image(engine, bundles[number], place.revision)
                 started = ensure_running(engine, place, image, publish=True)
                 if number not in kept:
                     wait_ready(engine, place, started)
             if self.can_split(record):
-                spec = image_spec(docker_spec(record.stable))
+                spec = image_spec(record.stable)
                 apply_gateway(engine, self._names, record, wanted, spec, _LOG.info)
                 self._stop_others(engine, record, wanted)
             self._apply_monitor(engine, record)
@@ -317,15 +313,16 @@ class DockerTarget(Target):
             return bundles_in_use(engine)
 
     def image_of(self, revision: RevisionRecord, bundle: Bundle) -> dict[str, str]:
-        return image_status(bundle, image_spec(docker_spec(revision)), _LOG.info)
+        return image_status(bundle, image_spec(revision), _LOG.info)
 
     # --- details ---
 
     def _apply_monitor(self, engine: Engine, record: DeploymentRecord) -> None:
         """Have the monitors run; what keeps them from it is reported and keeps nothing from serving."""
-        spec, bundles = image_spec(docker_spec(record.stable)), self._home / "bundles"
+        spec, bundles = image_spec(record.stable), self._home / "bundles"
         try:
             apply_monitor(engine, self._names, record, bundles, spec, _LOG.info)
+            attach_hand(self._home, self._names, record, _LOG.info)
         except DeployError as error:
             _LOG.warning("The monitors of %s do not run: %s", record.name, error.text)
 
@@ -344,9 +341,9 @@ class DockerTarget(Target):
         found: list[Mapping[str, Any]] = engine.api.containers(all=True, filters=wanted)
         return found
 
-    def _image(self, engine: Engine, bundle: Bundle, docker: DockerSpec) -> str:
+    def _image(self, engine: Engine, bundle: Bundle, revision: RevisionRecord) -> str:
         """Id of the image of a bundle; built when the engine lacks it, and remembered by its content."""
-        spec = image_spec(docker)
+        spec = image_spec(revision)
         key = hashlib.sha256(f"{bundle.digest} {spec!r}".encode()).hexdigest()
         remembered = self._folder / "images" / key
         if remembered.exists():
@@ -422,12 +419,15 @@ class DockerTarget(Target):
         return msgspec.structs.replace(record, phase="ready", weights=weights, candidate=0)
 
 
-def image_spec(docker: DockerSpec) -> ImageSpec:
-    """How the images of a revision are built; what it does not say comes from the environment.
+def image_spec(revision: RevisionRecord) -> ImageSpec:
+    """How the image of a revision is built; what it does not say comes from the environment.
 
     Raises:
         ConfigError: a setting of the image is unknown or cannot be used.
     """
+    docker = docker_spec(revision)
     given: dict[str, Any] = {"device": docker.device, **docker.image}
+    if given["device"] == "gpu":
+        given.setdefault("gpu_provider", revision.settings.serving.gpu_provider)
     given |= {key: getattr(docker, key) for key in ("base_image", "repository") if getattr(docker, key)}
     return parse_image_spec(given)

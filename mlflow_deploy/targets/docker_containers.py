@@ -21,7 +21,7 @@ from mlflow_deploy.images.engine import Engine, reason
 from mlflow_deploy.serving.ask import ORDER
 from mlflow_deploy.settings import ServingSettings
 from mlflow_deploy.targets import docker_names as keys
-from mlflow_deploy.targets.base import DeploymentRecord, RevisionRecord
+from mlflow_deploy.targets.base_records import DeploymentRecord, RevisionRecord
 from mlflow_deploy.targets.docker_files import DATA, FILES, SEAL_KEY, fill, open_folder, path_in
 from mlflow_deploy.targets.docker_limits import hardened, limits
 from mlflow_deploy.targets.docker_names import Names, alias
@@ -372,6 +372,8 @@ def _serving(place: Place) -> tuple[dict[str, Any], list[str]]:
         serving |= {"tls_cert": "", "tls_key": "", "tls_client_ca": ""}
     wanted = [key for key in _FILE_KEYS if path_in(serving, key)]
     serving |= {key: f"file:{FILES}/{key}" if key == SEAL_KEY else f"{FILES}/{key}" for key in wanted}
+    if serving.get("gpu_provider") == "tensorrt" and not serving.get("engine_cache"):
+        serving["engine_cache"] = f"{DATA}/engines"
     if serving.get("grpc"):
         serving["grpc_port"] = layout.GRPC_PORT
     msgspec.convert(serving, ServingSettings)

@@ -17,7 +17,7 @@ from mlflow_deploy.images import layout
 from mlflow_deploy.images.engine import Engine, reason
 from mlflow_deploy.images.spec import ImageSpec
 from mlflow_deploy.targets import docker_agent as agent
-from mlflow_deploy.targets.base import DeploymentRecord
+from mlflow_deploy.targets.base_records import DeploymentRecord
 from mlflow_deploy.targets.docker_containers import (
     PORT_TAKEN,
     docker_spec,

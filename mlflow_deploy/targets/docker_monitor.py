@@ -16,10 +16,12 @@ from mlflow_deploy.bundle import PROFILE
 from mlflow_deploy.errors import MonitorFailed, PortInUse, TargetError
 from mlflow_deploy.images import layout
 from mlflow_deploy.images.engine import Engine, reason
+from mlflow_deploy.images.labels import PREFIX
 from mlflow_deploy.images.spec import ImageSpec
-from mlflow_deploy.targets.base import DeploymentRecord
+from mlflow_deploy.settings import storage_packages
 from mlflow_deploy.targets.base_monitor import (
     FOLDER,
+    HOST_OF_CONTAINER,
     INCOMING,
     JOB,
     MonitoredRevision,
@@ -27,6 +29,7 @@ from mlflow_deploy.targets.base_monitor import (
     incoming_profile,
     order_of,
 )
+from mlflow_deploy.targets.base_records import DeploymentRecord
 from mlflow_deploy.targets.docker_containers import PORT_TAKEN, docker_spec, remove_all, stop_containers
 from mlflow_deploy.targets.docker_files import DATA, open_folder
 from mlflow_deploy.targets.docker_limits import hardened
@@ -38,7 +41,8 @@ Progress = Callable[[str], None]
 
 ROLE = "monitor"
 _STOP_SECONDS = 5.0
-_HOST = "host.docker.internal"
+_STORAGE = PREFIX + "storage"
+"""Label of a monitor's container: the packages in it by which shared storage is reached."""
 _LOOPBACK = re.compile(r"^(https?://)(localhost|127\.0\.0\.1|\[::1\])(?=[:/]|$)")
 
 
@@ -63,8 +67,9 @@ def apply_monitor(
     if order is None:
         stop_containers(engine, containers, _STOP_SECONDS)
         return
+    storage = _storage(order)
     running = [each for each in containers if each["State"] in ("running", "restarting")]
-    if running:
+    if running and set(storage) <= set(running[0]["Labels"].get(_STORAGE, "").split(",")):
         _tell(engine, running[0]["Id"], order, bundles)
         return
     wanted = any(
@@ -72,7 +77,7 @@ def apply_monitor(
         for each in order.revisions
         if each.active
     )
-    image = ensure_monitor_image(engine, image_spec, progress, evidently=wanted)
+    image = ensure_monitor_image(engine, image_spec, progress, evidently=wanted, storage=storage)
     remove_all(engine, containers)
     container = _create(engine, names, record, order, image)
     try:
@@ -123,6 +128,12 @@ def ask_monitor(engine: Engine, names: Names, record: DeploymentRecord, argument
 # --- details -----------------------------------------------------------------------------------------------
 
 
+def _storage(order: MonitorOrder) -> tuple[str, ...]:
+    """Packages by which the job reaches the shared storage of its revisions."""
+    urls = {(each.settings.get("capture") or {}).get("url") or "" for each in order.revisions}
+    return tuple(sorted({package for url in urls for package in storage_packages(url)}))
+
+
 def _containers(engine: Engine, names: Names, name: str) -> list[Mapping[str, Any]]:
     found: list[Mapping[str, Any]] = engine.api.containers(all=True, filters=names.filters(name, ROLE))
     return found
@@ -130,12 +141,13 @@ def _containers(engine: Engine, names: Names, name: str) -> list[Mapping[str, An
 
 def _create(engine: Engine, names: Names, record: DeploymentRecord, order: MonitorOrder, image: str) -> str:
     spec = docker_spec(record.stable)
-    data, labels = names.data(record.name), names.labels(record.name, ROLE)
+    data = names.data(record.name)
+    labels = {**names.labels(record.name, ROLE), _STORAGE: ",".join(_storage(order))}
     engine.api.create_volume(data, labels=names.labels(record.name, "data"))
     host = hardened(spec) | {
         "network_mode": names.network(record.name),
         "binds": {data: {"bind": DATA, "mode": "rw"}},
-        "extra_hosts": {_HOST: "host-gateway"},
+        "extra_hosts": {HOST_OF_CONTAINER: "host-gateway"},
         "port_bindings": {f"{PORT}/tcp": (order.metrics_host, order.metrics_port or None)},
     }
     endpoint = engine.api.create_endpoint_config(aliases=["monitor"])
@@ -200,7 +212,7 @@ def _inside(revision: MonitoredRevision) -> MonitoredRevision:
 
     def reached(uri: str) -> str:
         served = uri.startswith(("http://", "https://", "databricks"))
-        return _LOOPBACK.sub(rf"\1{_HOST}", uri) if served else ""
+        return _LOOPBACK.sub(rf"\1{HOST_OF_CONTAINER}", uri) if served else ""
 
     return msgspec.structs.replace(
         revision,

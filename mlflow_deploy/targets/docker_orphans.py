@@ -9,7 +9,7 @@ from typing import Any
 from mlflow_deploy.images.engine import Engine
 from mlflow_deploy.targets import docker_names as keys
 from mlflow_deploy.targets import docker_state as state
-from mlflow_deploy.targets.base import DeploymentRecord, Orphan
+from mlflow_deploy.targets.base_records import DeploymentRecord, Orphan
 from mlflow_deploy.targets.docker_containers import stop_containers
 from mlflow_deploy.targets.docker_names import Names
 

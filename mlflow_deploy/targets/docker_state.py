@@ -22,7 +22,7 @@ from mlflow_deploy.errors import DeployError, DeploymentBusy, PortInUse, StateWr
 from mlflow_deploy.files import LockHeldError, locked, write_atomic
 from mlflow_deploy.images.engine import Engine, connect, reason
 from mlflow_deploy.targets import docker_names as keys
-from mlflow_deploy.targets.base import DeploymentRecord
+from mlflow_deploy.targets.base_records import DeploymentRecord
 from mlflow_deploy.targets.docker_names import Names
 from mlflow_deploy.targets.network import is_free
 

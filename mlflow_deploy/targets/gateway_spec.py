@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mlflow_deploy.gateway.spec import GatewaySpec, Mirror, Sticky, Traffic
-from mlflow_deploy.targets.base import DeploymentRecord
+from mlflow_deploy.targets.base_records import DeploymentRecord
 
 TLS_KEYS = ("tls_cert", "tls_key", "tls_client_ca")
 """Settings of the server whose files the gateway needs, since it speaks TLS for the revisions."""

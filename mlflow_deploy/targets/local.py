@@ -43,14 +43,8 @@ from mlflow_deploy.files import LockHeldError, locked, write_atomic
 from mlflow_deploy.gateway.binary import envoy_binary
 from mlflow_deploy.gateway.stats import CallStats
 from mlflow_deploy.serving.ask import ask
-from mlflow_deploy.targets.base import (
-    Capability,
-    DeploymentRecord,
-    Orphan,
-    RevisionRecord,
-    RevisionStatus,
-    Target,
-)
+from mlflow_deploy.targets.base import Capability, Target
+from mlflow_deploy.targets.base_records import DeploymentRecord, Orphan, RevisionRecord, RevisionStatus
 from mlflow_deploy.targets.folder_archive import FolderArchive
 from mlflow_deploy.targets.local_gateway import (
     apply_gateway,

@@ -10,7 +10,7 @@ from mlflow_deploy.gateway.gateway import Gateway
 from mlflow_deploy.gateway.spec import Backend, Replica
 from mlflow_deploy.gateway.stats import CallStats
 from mlflow_deploy.settings import ServingSettings
-from mlflow_deploy.targets.base import DeploymentRecord
+from mlflow_deploy.targets.base_records import DeploymentRecord
 from mlflow_deploy.targets.gateway_spec import TLS_KEYS, gateway_spec, traffic_of
 from mlflow_deploy.targets.network import numeric
 from mlflow_deploy.targets.supervisor import Program, Supervisor

@@ -13,8 +13,8 @@ import msgspec
 from mlflow_deploy.bundle import PROFILE
 from mlflow_deploy.errors import MonitorFailed, StateWriteFailed
 from mlflow_deploy.files import write_atomic
-from mlflow_deploy.targets.base import DeploymentRecord
 from mlflow_deploy.targets.base_monitor import JOB, MonitorOrder, order_of, order_path, profile_path
+from mlflow_deploy.targets.base_records import DeploymentRecord
 from mlflow_deploy.targets.supervisor import Program, Supervisor
 
 DATA = "data"

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from mlflow_deploy.targets.base import DeploymentRecord, Orphan
+from mlflow_deploy.targets.base_records import DeploymentRecord, Orphan
 from mlflow_deploy.targets.supervisor import Supervisor
 
 _OF_REVISION = re.compile(r"r([0-9]+)\b")

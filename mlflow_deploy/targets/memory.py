@@ -13,13 +13,8 @@ from mlflow_deploy.bundle import Bundle
 from mlflow_deploy.errors import DeploymentBusy, PortInUse, StartFailed
 from mlflow_deploy.gateway.stats import CallStats
 from mlflow_deploy.serving.recorder import Record, Reply
-from mlflow_deploy.targets.base import (
-    Capability,
-    DeploymentRecord,
-    RevisionRecord,
-    RevisionStatus,
-    Target,
-)
+from mlflow_deploy.targets.base import Capability, Target
+from mlflow_deploy.targets.base_records import DeploymentRecord, RevisionRecord, RevisionStatus
 
 _FIRST_PORT = 8500
 

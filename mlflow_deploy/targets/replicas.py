@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from mlflow_deploy.config import DeploymentSpec, EnvoySpec
 from mlflow_deploy.errors import ConfigError, StartFailed
 from mlflow_deploy.settings import CaptureSettings
-from mlflow_deploy.targets.base import RevisionState, RevisionStatus
+from mlflow_deploy.targets.base_records import RevisionState, RevisionStatus
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from mlflow_deploy.bundle import Bundle
 from mlflow_deploy.errors import DeploymentBusy, DeploymentNotFound, PortInUse, StartFailed, Unsupported
 from mlflow_deploy.rollout.recording import PATH, Recording
 from mlflow_deploy.serving.recorder import Order
-from mlflow_deploy.targets.base import Capability, DeploymentRecord, RevisionRecord, Target
+from mlflow_deploy.targets.base import Capability, Target
+from mlflow_deploy.targets.base_records import DeploymentRecord, RevisionRecord
 
 _TIME = "2026-01-01T00:00:00+00:00"
 

@@ -6,7 +6,7 @@ import io
 import tarfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,10 @@ SPEC: dict[str, Any] = {"monitor": {"kinds": ["drift"]}, "capture": {"flush_seco
 
 
 @pytest.fixture
-def target(engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DockerTarget]:
-    monkeypatch.setenv("MLFLOW_DEPLOY_HOME", str(tmp_path / "home"))
+def target(
+    engine: Any, with_locks: Callable[[Path], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[DockerTarget]:
+    monkeypatch.setenv("MLFLOW_DEPLOY_HOME", with_locks(tmp_path / "home"))
     monkeypatch.setenv("MLFLOW_DEPLOY_IMAGE_BASE_IMAGE", BASE)
     target = DockerTarget(namespace=SPACE)
     yield target
@@ -64,10 +66,10 @@ def test_servers_capture_into_the_volume(
     for number in range(20):
         body = {"dataframe_split": {"columns": ["x"], "data": [[float(number)]]}}
         headers = {"x-request-id": f"q{number}"}
-        answer = requests.post(f"{target.url(record)}/invocations", json=body, headers=headers, timeout=10)
+        answer = requests.post(f"{target.url(record)}/invocations", json=body, headers=headers, timeout=60)
         assert answer.status_code == 200
     label = {"request_id": "q1", "label": 3.0}
-    assert requests.post(f"{target.url(record)}/feedback", json=label, timeout=10).status_code == 200
+    assert requests.post(f"{target.url(record)}/feedback", json=label, timeout=60).status_code == 200
     labels = io.BytesIO()
     pq.write_table(normal_labels(pa.table({"key": ["q2"], "label": [4.0]}), source="test"), labels)
     target.add_labels(record, labels.getvalue())

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from mlflow_deploy.bundle import Bundle
 from mlflow_deploy.errors import ConfigError, DeploymentBusy, PortInUse, StartFailed
 from mlflow_deploy.images.errors import BaseImageNotFound, EngineNotRunning
 from mlflow_deploy.targets import docker_names as keys
-from mlflow_deploy.targets.base import DeploymentRecord, Target
+from mlflow_deploy.targets.base import Target
+from mlflow_deploy.targets.base_records import DeploymentRecord
 from mlflow_deploy.targets.docker import DockerTarget
 from mlflow_deploy.targets.docker_containers import Place, ensure_running, wait_ready
 from mlflow_deploy.targets.docker_names import Names
@@ -37,11 +38,13 @@ SPACE = f"test-{uuid.uuid4().hex[:8]}"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def docker_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def docker_home(
+    tmp_path_factory: pytest.TempPathFactory, with_locks: Callable[[Path], str]
+) -> Iterator[Path]:
     """One state folder for all tests here, so that requirements are resolved once."""
     folder = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_DEPLOY_HOME", str(folder))
+        patch.setenv("MLFLOW_DEPLOY_HOME", with_locks(folder))
         patch.setenv("MLFLOW_DEPLOY_IMAGE_BASE_IMAGE", BASE)
         yield folder
 
@@ -71,7 +74,7 @@ def target(engine: Any) -> Iterator[DockerTarget]:
 def answer(target: Target, record: DeploymentRecord) -> Any:
     """What the deployment answers to 1."""
     body = {"dataframe_split": {"columns": ["x"], "data": [[1.0]]}}
-    response = requests.post(f"{target.url(record)}/invocations", json=body, timeout=10)
+    response = requests.post(f"{target.url(record)}/invocations", json=body, timeout=60)
     assert response.status_code == 200, response.text
     return response.json()["predictions"][0]
 
@@ -240,11 +243,11 @@ def test_certificates_are_copied_to_where_they_are_needed(
     target.write_record(record)
     target.start(record, revision, bundles[0])
     target.apply(record, {1: bundles[0]})
-    assert requests.get(f"{target.url(record)}/ping", verify=cert, timeout=10).status_code == 200
+    assert requests.get(f"{target.url(record)}/ping", verify=cert, timeout=60).status_code == 200
     (tmp_path / "key.pem").unlink()
     target.stop("d1", 1)
     target.apply(record, {1: bundles[0]})
-    assert requests.get(f"{target.url(record)}/ping", verify=cert, timeout=10).status_code == 200
+    assert requests.get(f"{target.url(record)}/ping", verify=cert, timeout=60).status_code == 200
 
 
 def test_engine_elsewhere_is_reached_by_host_and_by_context(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -67,16 +65,6 @@ def _cmdline(process: psutil.Process) -> list[str]:
         return process.cmdline()
     except (psutil.NoSuchProcess, psutil.ZombieProcess):
         return []
-
-
-def eventually(condition: Callable[[], bool], seconds: float, what: str) -> float:
-    """Wait until a condition holds and return how long that took; fail the test when it does not."""
-    begun = time.monotonic()
-    while not condition():
-        if time.monotonic() - begun > seconds:
-            pytest.fail(f"not within {seconds} s: {what}")
-        time.sleep(0.02)
-    return time.monotonic() - begun
 
 
 def answers(url: str, rows: Any) -> bool:

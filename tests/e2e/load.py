@@ -65,18 +65,23 @@ def forced(url: str, rows: Any, revision: int) -> tuple[int, str | None]:
 
 @contextmanager
 def load(
-    url: str, rows: Any, *, rate: float = 0, clients: int = _CLIENTS
+    url: str, rows: Any, *, rate: float = 0, clients: int = _CLIENTS, answers: list[Any] | None = None
 ) -> Iterator[collections.Counter[str]]:
     """Ask with the first row until the block ends; counts answers by status and by revision.
 
     Args:
+        rows: a table, or a whole request body.
+        answers: gets the predictions of each answer.
         rate: requests a second; 0 = as many as the clients get answered.
         clients: how many ask at once.
     """
     seen: collections.Counter[str] = collections.Counter()
     lock, stop = threading.Lock(), threading.Event()
-    split = {"columns": list(rows.columns), "data": rows.head(1).to_numpy().tolist()}
-    body = json.dumps({"dataframe_split": split})
+    if isinstance(rows, dict):
+        body = json.dumps(rows)
+    else:
+        split = {"columns": list(rows.columns), "data": rows.head(1).to_numpy().tolist()}
+        body = json.dumps({"dataframe_split": split})
 
     def count(*what: str) -> None:
         with lock:
@@ -90,12 +95,14 @@ def load(
             try:
                 connection.request("POST", "/invocations", body, {"Content-Type": "application/json"})
                 response = connection.getresponse()
-                response.read()
+                answer = response.read()
             except (OSError, http.client.HTTPException) as error:
                 count(f"{type(error).__name__}: {error}")
                 connection.close()
                 continue
             count(str(response.status), f"r{response.headers.get(REVISION)}")
+            if answers is not None and response.status == 200:
+                answers.append(json.loads(answer)["predictions"])
             if not keep:
                 connection.close()
         connection.close()

@@ -22,8 +22,9 @@ from mlflow_deploy.cli import group
 from mlflow_deploy.lifecycle.history import history
 from mlflow_deploy.monitoring.dashboards import dashboards, expressions
 from mlflow_deploy.targets.local import LocalTarget
-from tests.e2e.conftest import answers, eventually, processes_of
+from tests.e2e.conftest import answers, processes_of
 from tests.integration.monitoring.programs import ALERTMANAGER, Receiver, program, watched
+from tests.waiting import eventually
 
 SECRET = "a secret of this test"
 CONFIG = {

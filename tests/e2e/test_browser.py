@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
+import math
 import shutil
-import socket
-import sqlite3
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import mlflow
-import numpy as np
-import pandas as pd
 import pytest
 import requests
-from sklearn.linear_model import LinearRegression
 
 from mlflow_deploy.lifecycle.controller.loop import follow
 from mlflow_deploy.lifecycle.controller.reconcile import Event
 from mlflow_deploy.lifecycle.records.moves_of_model import moves_of
 from mlflow_deploy.targets import open_target
 from mlflow_deploy.targets.supervisor import Supervisor
-from tests.e2e.conftest import eventually
+from tests.e2e.mlflow_server import serving
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.slow
 
-BIN = Path(sys.executable).parent
 MODEL = "reviewed"
 POLICY = """
 models:
@@ -41,7 +34,8 @@ models:
       - name: Production
         deployment: "{model}"
         strategy: canary
-        config: {gateway: envoy, format: onnx, canary_steps: "50", step_seconds: 1, monitor: none}
+        config: {gateway: envoy, format: onnx, canary_steps: "50", step_seconds: 1, monitor: none,
+          analysis.max_answer_shift: "0", analysis.max_latency_ratio: "10"}
         gates: [security, signature]
       - name: Archived
 """
@@ -63,10 +57,12 @@ class Review:
 
     Attributes:
         uri: of the MLflow server.
+        driver: of the browser.
         lines: monotonic time of each step that the controller told.
     """
 
     uri: str
+    driver: Any
     events: list[Event] = field(default_factory=list)
     lines: list[float] = field(default_factory=list)
 
@@ -80,10 +76,7 @@ def review(tracking: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     (folder / "auth.ini").write_text(AUTH.format(folder=folder, password=PASSWORD))
     (folder / "lifecycle.yaml").write_text(POLICY)
     stop = threading.Event()
-    with pytest.MonkeyPatch.context() as patch, socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-        found = Review(f"http://127.0.0.1:{port}")
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(1) as beside:
         for name, value in {
             "MLFLOW_AUTH_CONFIG_PATH": str(folder / "auth.ini"),
             "MLFLOW_FLASK_SERVER_SECRET_KEY": "not a secret",
@@ -91,118 +84,90 @@ def review(tracking: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             "MLFLOW_DEPLOY_POLICY": str(folder / "lifecycle.yaml"),
             "MLFLOW_TRACKING_USERNAME": "keeper",
             "MLFLOW_TRACKING_PASSWORD": PASSWORD,
-            "MLFLOW_TRACKING_URI": found.uri,
-            "MLFLOW_REGISTRY_URI": found.uri,
         }.items():
             patch.setenv(name, value)
-        probe.close()
-        # Making the tables takes longer than all the rest.
-        with (
-            contextlib.closing(sqlite3.connect(tracking.removeprefix("sqlite:///"))) as made,
-            contextlib.closing(sqlite3.connect(folder / "mlflow.db")) as store,
-        ):
-            made.backup(store)
-        server = _serve(folder, port)
-        controller = threading.Thread(target=_follow, args=(found, stop))
+        # Browser and server both take long to start.
+        driver = beside.submit(_browser)
         try:
-            eventually(lambda: _up(found.uri), 90, "the MLflow server is up")
-            mlflow.set_tracking_uri(found.uri)
-            mlflow.set_registry_uri(found.uri)
-            _register()
-            _make_reviewer(found.uri)
-            controller.start()
-            eventually(lambda: len(found.events) == 1, 60, "version 1 is deployed")
-            yield found
+            with serving("mlflow-deploy-auth", folder, tracking, MODEL, (1, 2), {}) as uri:
+                found = Review(uri, driver.result())
+                controller = threading.Thread(target=_follow, args=(found, stop))
+                mlflow.MlflowClient().set_registered_model_alias(MODEL, "champion", "1")
+                controller.start()
+                try:
+                    _make_reviewer(uri)
+                    eventually(lambda: len(found.events) == 1, 60, "version 1 is deployed")
+                    yield found
+                finally:
+                    stop.set()
+                    controller.join()
+                    Supervisor(folder / "home" / "local").shut_down()
         finally:
-            stop.set()
-            if controller.ident:
-                controller.join()
-            Supervisor(folder / "home" / "local").shut_down()
-            mlflow.set_tracking_uri(tracking)
-            mlflow.set_registry_uri(tracking)
-            mlflow.set_experiment("tests")
-            os.killpg(server.pid, 9)
-            server.wait()
+            driver.result().quit()
 
 
-def _serve(folder: Path, port: int) -> subprocess.Popen[bytes]:
-    command = [str(BIN / "mlflow"), "server", "--app-name", "mlflow-deploy-auth", "--port", str(port)]
-    command += ["--host", "127.0.0.1", "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
-    command += ["--artifacts-destination", str(folder / "artifacts")]
-    # The server looks for its store by arguments alone.
-    environment = {name: value for name, value in os.environ.items() if not name.endswith("Y_URI")}
-    environment.pop("MLFLOW_TRACKING_URI")
-    with (folder / "log").open("wb") as log:
-        return subprocess.Popen(
-            command, stdout=log, stderr=log, cwd=folder, env=environment, start_new_session=True
-        )
+def _browser() -> Any:
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
 
-
-def _up(uri: str) -> bool:
-    try:
-        return requests.get(f"{uri}/health", timeout=1).ok
-    except requests.RequestException:
-        return False
-
-
-def _register() -> None:
-    mlflow.set_experiment("training")
-    rows = pd.DataFrame({"x": np.arange(8.0)})
-    for factor in (1, 2):
-        with mlflow.start_run():
-            mlflow.sklearn.log_model(
-                LinearRegression().fit(rows, rows["x"] * factor),
-                name="model",
-                input_example=rows,
-                registered_model_name=MODEL,
-                pip_requirements=["scikit-learn"],
-            )
-    mlflow.MlflowClient().set_registered_model_alias(MODEL, "champion", "1")
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(shutil.which("chromium"))
+    for each in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "window-size=1500,1300"):
+        options.add_argument(f"--{each}")
+    return webdriver.Chrome(options, Service(shutil.which("chromedriver")))
 
 
 def _make_reviewer(uri: str) -> None:
     """ada, who may move versions."""
     users, keeper = f"{uri}/api/2.0/mlflow/users", ("keeper", PASSWORD)
     requests.post(
-        f"{users}/create", json={"username": "ada", "password": PASSWORD}, auth=keeper, timeout=10
+        f"{users}/create", json={"username": "ada", "password": PASSWORD}, auth=keeper, timeout=60
     ).raise_for_status()
     requests.patch(
-        f"{users}/update-admin", json={"username": "ada", "is_admin": True}, auth=keeper, timeout=10
+        f"{users}/update-admin", json={"username": "ada", "is_admin": True}, auth=keeper, timeout=60
     ).raise_for_status()
 
 
 def _follow(review: Review, stop: threading.Event) -> None:
     follow(
         policy=None, models=(), every=False, interval=300, once=False, stop=stop, tell=review.events.append,
-        progress=lambda line: review.lines.append(time.monotonic()),
+        progress=lambda line: _note(review, line),
     )  # fmt: skip
+
+
+def _note(review: Review, line: str) -> None:
+    # Versions are prepared whether or not somebody clicks.
+    if not line.startswith("Preparing"):
+        review.lines.append(time.monotonic())
 
 
 class Page:
     """MLflow's page of a version, as ada sees it."""
 
-    def __init__(self, uri: str, shots: Path) -> None:
-        from selenium import webdriver
-        from selenium.webdriver.chrome.service import Service
-
-        options = webdriver.ChromeOptions()
-        options.binary_location = str(shutil.which("chromium"))
-        for each in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "window-size=1500,1300"):
-            options.add_argument(f"--{each}")
-        self._driver = webdriver.Chrome(options, Service(shutil.which("chromedriver")))
+    def __init__(self, uri: str, driver: Any, shots: Path) -> None:
+        self._driver = driver
         self._uri, self._shots = uri, shots
         # The pages cannot ask the server while the password is in the address; the browser keeps it.
         self._driver.get(f"{uri.replace('//', f'//ada:{PASSWORD}@')}/version")
 
-    def close(self) -> None:
-        self._driver.quit()
-
     def open(self, version: str, text: str) -> None:
         """Load a version's page anew, until it says something."""
-        self._driver.get("about:blank")
-        self._driver.get(f"{self._uri}/#/models/{MODEL}/versions/{version}")
-        eventually(lambda: text in self.text(), 60, f"the page of version {version} says {text}")
+        self.go(f"models/{MODEL}/versions/{version}", text)
+
+    def go(self, place: str, text: str) -> None:
+        """Load a page of the application anew, until it says something."""
+        loaded = -math.inf
+
+        def says() -> bool:
+            nonlocal loaded
+            # What a page cannot fetch in time it does not ask for again.
+            if time.monotonic() - loaded > 40:
+                self._driver.get("about:blank")
+                self._driver.get(f"{self._uri}/#/{place}")
+                loaded = time.monotonic()
+            return text in self.text()
+
+        eventually(says, 60, f"the page {place} says {text}")
 
     def text(self) -> str:
         return str(self._driver.execute_script("return document.body ? document.body.innerText : ''"))
@@ -233,10 +198,8 @@ class Page:
 
 
 @pytest.fixture(scope="module")
-def page(review: Review, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    found = Page(review.uri, tmp_path_factory.mktemp("screenshots"))
-    yield found
-    found.close()
+def page(review: Review, tmp_path_factory: pytest.TempPathFactory) -> Page:
+    return Page(review.uri, review.driver, tmp_path_factory.mktemp("screenshots"))
 
 
 def _watched(review: Review, clicked: float, what: str) -> tuple[float, float]:
@@ -255,6 +218,7 @@ def _watched(review: Review, clicked: float, what: str) -> tuple[float, float]:
     return acted, canary
 
 
+@pytest.mark.alone
 def test_a_stage_in_the_classic_view_deploys(review: Review, page: Page) -> None:
     page.open("2", "Aliases")
     page.click("//button[@role='switch']")
@@ -276,6 +240,7 @@ def test_a_stage_in_the_classic_view_deploys(review: Review, page: Page) -> None
     assert mlflow.MlflowClient().get_registered_model(MODEL).aliases["champion"] == "2"
 
 
+@pytest.mark.alone
 def test_an_alias_in_the_default_view_deploys(review: Review, page: Page) -> None:
     """The older version gets it: a rollback by a click."""
     page.click("//button[@role='switch']")
@@ -294,3 +259,28 @@ def test_an_alias_in_the_default_view_deploys(review: Review, page: Page) -> Non
     moves = {(each.kind, each.what, each.before, each.after, each.by) for each in moves_of(MODEL)}
     assert ("alias", "champion", "2", "1", "ada") in moves
     assert mlflow.MlflowClient().get_model_version(MODEL, "1").current_stage == "Production"
+
+
+def test_the_pages_of_a_custom_flavor_are_whole(review: Review, page: Page) -> None:
+    from sklearn.datasets import load_iris
+    from sklearn.linear_model import LogisticRegression
+
+    from mlflow_deploy.flavors import onnx
+
+    features, labels = load_iris(return_X_y=True, as_frame=True)
+    model = LogisticRegression(max_iter=500).fit(features, labels)
+    with mlflow.start_run() as run:
+        info = onnx.log_model(
+            model, name="flowers", input_example=features.head(3), registered_model_name="flowers"
+        )
+    experiment = run.info.experiment_id
+    shown = {
+        f"experiments/{experiment}/models/{info.model_id}": "Ready",
+        f"experiments/{experiment}/models/{info.model_id}/artifacts": "MLmodel",
+        "models/flowers/versions/1": "Aliases",
+    }
+    for number, (place, text) in enumerate(shown.items()):
+        page.go(place, text)
+        page.shoot(f"5-custom-flavor-{number}")
+        for wrong in ("Something went wrong", "Page not found", "Failed to load", "Unable to"):
+            assert wrong not in page.text(), place

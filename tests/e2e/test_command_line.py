@@ -17,20 +17,31 @@ from click.testing import CliRunner
 from mlflow.deployments import get_deploy_client
 
 from mlflow_deploy.cli import group
-from tests.e2e.conftest import answers, eventually, servers_of
+from tests.e2e.conftest import answers, servers_of
+from tests.waiting import eventually
 
 BIN = Path(sys.executable).parent
 
 
-def run(*arguments: str, code: int = 0) -> str:
-    """Run a command as a user would, check its exit status, and return what it printed."""
+def typed(*arguments: str) -> str:
+    """Run a command in a process of its own, as a user does, and return what it printed."""
     done = subprocess.run(
         [str(BIN / arguments[0]), *arguments[1:]], capture_output=True, text=True, env=os.environ, timeout=180
     )
-    printed = done.stdout + done.stderr
-    assert done.returncode == code, printed
-    assert "Traceback" not in printed, printed
-    return printed
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def run(*arguments: str, code: int = 0) -> str:
+    """Run a command in this process, which need not load MLflow again; checks its exit status."""
+    from mlflow.cli import cli
+
+    done = CliRunner().invoke(cli if arguments[0] == "mlflow" else group, arguments[1:])
+    assert done.exit_code == code, done.output
+    # Whatever else leaves a command is a stack trace in a terminal.
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    assert "Traceback" not in done.output, done.output
+    return done.output
 
 
 def error_line(*arguments: str, code: int = 1) -> str:
@@ -39,6 +50,13 @@ def error_line(*arguments: str, code: int = 1) -> str:
     lines = [line for line in printed.splitlines() if line.startswith("Error:")]
     assert len(lines) == 1, printed
     return lines[0]
+
+
+def local_status() -> list[dict[str, Any]]:
+    """What `status` tells of this test's state folder; the container engine is shared with other tests."""
+    done = CliRunner().invoke(group, ["status", "--json"])
+    assert done.exit_code in (0, 3), done.output
+    return [row for row in json.loads(done.stdout) if row["target"] == "local"]
 
 
 @pytest.mark.slow
@@ -53,7 +71,7 @@ def test_life_of_a_deployment(home: Path, flight_model: Any, tmp_path: Path) -> 
         "dataframe_records": [dict(zip(rows["columns"], row, strict=True)) for row in rows["data"]]
     }
 
-    printed = run("mlflow", "deployments", "create", *local, "-m", "models:/flight-delay/1")
+    printed = typed("mlflow", "deployments", "create", *local, "-m", "models:/flight-delay/1")
     assert "onnx deployment d1 is created" in printed
     answers = []
     for name, content in files.items():
@@ -72,12 +90,11 @@ def test_life_of_a_deployment(home: Path, flight_model: Any, tmp_path: Path) -> 
     assert "already exists" in taken
     printed = run("mlflow", "deployments", "update", *local, "-f", "pyfunc")
     assert "with flavor pyfunc" in printed
-    status = json.loads(run("mlflow-deploy", "status", "--json"))
-    assert [(row["name"], row["revision"], row["format"]) for row in status] == [("d1", 2, "pyfunc")]
-    assert "ready" in run("mlflow-deploy", "logs", "d1", "-n", "50")
+    assert [(row["name"], row["revision"], row["format"]) for row in local_status()] == [("d1", 2, "pyfunc")]
+    assert "ready" in typed("mlflow-deploy", "logs", "d1", "-n", "50")
     assert "is deleted" in run("mlflow", "deployments", "delete", *local)
     assert "is deleted" in run("mlflow", "deployments", "delete", *local)
-    assert json.loads(run("mlflow-deploy", "status", "--json")) == []
+    assert local_status() == []
     assert "MODEL_URI" in run("mlflow", "deployments", "help", "-t", "local")
 
 
@@ -173,10 +190,10 @@ def test_another_terminal_pauses_resumes_and_aborts(home: Path, iris_models: str
         for word in ("pause", "resume", "abort"):
             tool("rollout", "d1", word)
     finally:
-        _, printed = update.communicate(timeout=60)
+        _, printed = update.communicate(timeout=120)
     assert update.returncode == 1
     assert [line for line in printed.splitlines() if line.startswith("Error:")] == [
-        "Error: The rollout of revision 2 of deployment 'd1' was rolled back. a person aborted it. Revision 1 "
+        "Error: The rollout of revision 2 of deployment 'd1' was rolled back: a person aborted it. Revision 1 "
         "has all requests again; see `mlflow-deploy logs d1 -r 2`."
     ]
     assert "a person aborted it" in client.get_deployment("d1")["detail"]
@@ -202,7 +219,7 @@ def test_status_watches_what_another_terminal_changes(home: Path, iris_models: s
         seen.append(json.loads(watch.stdout.readline())[0])
     assert "started" in [row["last_update"] for row in seen]
     watch.send_signal(signal.SIGINT)
-    _, printed = watch.communicate(timeout=30)
+    _, printed = watch.communicate(timeout=120)
     assert (watch.returncode, printed) == (0, "")
 
 
@@ -238,7 +255,7 @@ def test_run_local_serves_in_the_foreground_until_interrupted(
     url = f"http://127.0.0.1:{port}"
     eventually(lambda: answers(url, iris_rows.head(2)), 60, "the foreground server answers")
     process.send_signal(signal.SIGINT)
-    _, printed = process.communicate(timeout=30)
+    _, printed = process.communicate(timeout=120)
     assert process.returncode == 0, printed
     assert f"Serving models:/iris/1 as onnx on {url}" in printed
     assert not answers(url, iris_rows.head(2))

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,24 @@ from mlflow_deploy.errors import ConfigError
 from mlflow_deploy.lifecycle import release
 from mlflow_deploy.targets import docker_names as keys
 from mlflow_deploy.targets.docker import NAMESPACE_VARIABLE, DockerTarget
-from tests.e2e.conftest import answers, eventually
+from tests.e2e.conftest import answers
 from tests.e2e.load import failed, forced, grpc_load, load, quiet
 from tests.engine import BASE, things
+from tests.waiting import eventually
 
 SPACE = f"story-{uuid.uuid4().hex[:8]}"
 
 
 @pytest.fixture(scope="module")
-def client(engine: Any, iris_models: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def client(
+    engine: Any,
+    iris_models: str,
+    with_locks: Callable[[Path], str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Any]:
     """MLflow's client of target docker, with a state folder and a namespace of its own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_DEPLOY_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv("MLFLOW_DEPLOY_HOME", with_locks(tmp_path_factory.mktemp("home")))
         patch.setenv("MLFLOW_DEPLOY_IMAGE_BASE_IMAGE", BASE)
         patch.setenv(NAMESPACE_VARIABLE, SPACE)
         yield get_deploy_client("docker")
@@ -102,6 +108,7 @@ def test_rolling_and_shadow_lose_nothing_by_http_and_by_grpc(
     config = {"replicas": "2", "serving.grpc": "true", "step_seconds": "1", "step_requests": "50"}
     # Other programs share the cores of a test machine; the shadow below shows that answers are recorded.
     config |= {"analysis.max_latency_ratio": "10", "analysis.max_answer_shift": "0"}
+    config |= {"analysis.max_disagreement": "0.05", "monitor": "none"}
     made = client.create_deployment("flights", "models:/iris/1", config=config)
     with load(made["url"], iris_rows, rate=50) as seen:
         rolled = client.update_deployment("flights", "models:/iris/2", config={"strategy": "rolling"})
@@ -127,7 +134,7 @@ def test_rolling_and_shadow_lose_nothing_by_http_and_by_grpc(
 
 @pytest.mark.slow
 def test_killed_update_is_undone_by_the_next_command(client: Any, engine: Any, iris_rows: Any) -> None:
-    made = client.create_deployment("flights", "models:/iris/1")
+    made = client.create_deployment("flights", "models:/iris/1", config={"monitor": "none"})
     code = (
         "from mlflow.deployments import get_deploy_client\n"
         "config = {'strategy': 'canary', 'canary_steps': '50', 'step_seconds': '600'}\n"
@@ -161,6 +168,7 @@ def test_command_line_without_gateway_hands_the_port_over(client: Any, engine: A
         return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
     settings = ["-C", "gateway=none", "-C", "docker.cpus=1", "-C", "docker.env.COLOUR=red"]
+    settings += ["-C", "monitor=none"]
     done = run("create", "-m", "models:/iris/1", *settings)
     assert done.returncode == 0, done.stderr
     url = client.get_deployment("flights")["url"]

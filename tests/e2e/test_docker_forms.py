@@ -73,11 +73,14 @@ def save_sklearn(model: Any, rows: pd.DataFrame, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def deployment(
-    engine: Any, networks: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+    engine: Any,
+    networks: dict[str, Any],
+    with_locks: Callable[[Path], str],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[str]:
     """The address of deployment `net`, which the command line creates with the Keras model as users get it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_DEPLOY_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv("MLFLOW_DEPLOY_HOME", with_locks(tmp_path_factory.mktemp("home")))
         patch.setenv("MLFLOW_DEPLOY_IMAGE_BASE_IMAGE", BASE)
         patch.setenv(NAMESPACE_VARIABLE, SPACE)
         command = [str(Path(sys.executable).parent / "mlflow"), "deployments", "create", "-t", "docker"]

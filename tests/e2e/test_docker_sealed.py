@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,19 @@ from mlflow_deploy.security.keys import new_secret
 from mlflow_deploy.security.seal_format import MAGIC
 from mlflow_deploy.targets import docker_names as keys
 from mlflow_deploy.targets.docker import NAMESPACE_VARIABLE, DockerTarget
-from tests.e2e.conftest import answers, eventually
+from tests.e2e.conftest import answers
 from tests.engine import BASE, things
+from tests.waiting import eventually
 
 SPACE = f"sealed-{uuid.uuid4().hex[:8]}"
 
 
 @pytest.fixture
-def space(engine: Any, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def space(
+    engine: Any, home: Path, with_locks: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
     """A namespace of its own on the engine, which is left empty."""
+    with_locks(home)
     monkeypatch.setenv("MLFLOW_DEPLOY_IMAGE_BASE_IMAGE", BASE)
     monkeypatch.setenv(NAMESPACE_VARIABLE, SPACE)
     yield SPACE

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,9 @@ from sklearn.linear_model import LogisticRegression
 from mlflow_deploy.images.catalog import prune_images
 from mlflow_deploy.lifecycle.prune import prune
 from mlflow_deploy.targets.docker import NAMESPACE_VARIABLE, DockerTarget
-from tests.e2e.conftest import eventually
 from tests.e2e.load import failed, load, quiet
 from tests.engine import BASE, things
+from tests.waiting import eventually
 
 BIN = Path(sys.executable).parent
 SPACE = f"day-{uuid.uuid4().hex[:8]}"
@@ -31,12 +31,14 @@ FLIGHTS = pd.DataFrame({"distance": np.arange(10.0) * 100, "hour": np.arange(10.
 
 
 @pytest.fixture(scope="module")
-def day(engine: Any, tracking: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def day(
+    engine: Any, tracking: str, with_locks: Callable[[Path], str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
     """A registry of its own with flight-delay 1, in Production, and 2; and a namespace of its own."""
     folder = tmp_path_factory.mktemp("day")
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_DEPLOY_HOME", str(folder / "home"))
+        patch.setenv("MLFLOW_DEPLOY_HOME", with_locks(folder / "home"))
         patch.setenv("MLFLOW_DEPLOY_IMAGE_BASE_IMAGE", BASE)
         patch.setenv(NAMESPACE_VARIABLE, SPACE)
         for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):

@@ -21,8 +21,9 @@ from mlflow.deployments import get_deploy_client
 from mlflow_deploy.errors import ConfigError, NothingToRollBack, RevisionNotFound, Unsupported
 from mlflow_deploy.lifecycle import release
 from mlflow_deploy.targets.local import LocalTarget
-from tests.e2e.conftest import answers, eventually, kill_all, processes_of, servers_of
+from tests.e2e.conftest import answers, kill_all, processes_of, servers_of
 from tests.e2e.load import REVISION, failed, forced, load, quiet
+from tests.waiting import eventually
 
 
 @pytest.fixture
@@ -115,6 +116,7 @@ def test_killed_replica_costs_no_request_and_is_replaced(client: Any, home: Path
     }
 
 
+@pytest.mark.alone
 def test_kept_revision_is_reached_by_its_number_and_takes_over_at_once(
     client: Any, home: Path, iris_rows: Any
 ) -> None:
@@ -184,7 +186,7 @@ def test_settings_of_the_gateway_are_kept_and_changed_while_it_runs(
         eventually(lambda: seen["429"] > 0, 10, "the rate limit is reached")
     assert set(failed(seen)) == {"429"}
     assert next(p for p in processes_of(home) if "envoy" in p.name()).pid == gateway
-    eventually(lambda: ask().status_code == 200, 5, "an answer within the rate limit")
+    assert eventually(lambda: ask().status_code == 200, 5, "an answer within the rate limit") < 5
     time.sleep(1)
     assert "Max-Age=60" in ask().headers["set-cookie"]
     served = LocalTarget().stats(LocalTarget().require("d1"))
@@ -230,7 +232,8 @@ def test_killed_gateway_and_killed_everything_come_back(
     client: Any, url: str, home: Path, iris_rows: Any
 ) -> None:
     next(p for p in processes_of(home) if "envoy" in p.name()).kill()
-    eventually(lambda: answers(url, iris_rows.head(2)), 5, "an answer after kill -9 of the gateway")
+    back = eventually(lambda: answers(url, iris_rows.head(2)), 5, "an answer after kill -9 of the gateway")
+    assert back < 5
     kill_all(home)
     eventually(lambda: not processes_of(home), 10, "all processes are gone")
     done = subprocess.run(

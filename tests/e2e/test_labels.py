@@ -19,7 +19,7 @@ from sklearn.linear_model import LogisticRegression
 
 from mlflow_deploy.monitoring import ReferenceProfile
 from mlflow_deploy.monitoring.captured import CaptureStore
-from tests.e2e.conftest import eventually
+from tests.waiting import eventually
 
 TOOL = Path(sys.executable).parent / "mlflow-deploy"
 CONFIG = {"gateway": "none", "monitor.window": "1d", "capture.flush_seconds": "0.05"}
@@ -80,7 +80,7 @@ def test_labels_find_their_predictions(deployed: dict[str, Any], home: Path, tmp
     for number, (_, row) in enumerate(rows.iterrows()):
         body = {"dataframe_split": {"columns": list(row.index), "data": [row.tolist()]}}
         headers = {"x-request-id": f"flower-{number}"}
-        answer = requests.post(f"{deployed['url']}/invocations", json=body, headers=headers, timeout=10)
+        answer = requests.post(f"{deployed['url']}/invocations", json=body, headers=headers, timeout=60)
         assert answer.status_code == 200
     eventually(lambda: store.span(1) is not None, 10, "rows are captured")
 

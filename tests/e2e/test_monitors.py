@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from mlflow_deploy.lifecycle.release import reconcile
 from mlflow_deploy.monitoring.landing import MONITORS_TAG, WINDOW_TAG, experiment_name
 from mlflow_deploy.monitoring.store import ResultStore
 from mlflow_deploy.targets.local import LocalTarget
-from tests.e2e.conftest import answers, eventually, kill_all, processes_of
+from tests.e2e.conftest import answers, kill_all, processes_of
 from tests.e2e.load import quiet
+from tests.unit.monitoring.monitored import START, capture, rows
+from tests.waiting import eventually
 
 BIN = Path(sys.executable).parent
 WINDOW = 5
@@ -96,13 +99,17 @@ def test_create_attaches_both_monitors_and_kill_9_loses_and_doubles_nothing(
     assert (status["job"], [each["kind"] for each in status["monitors"]]) == (
         "running", ["drift", "performance"],
     )  # fmt: skip
-    _in_mlflow(results)
+    _in_mlflow(results, made["created_at"])
 
 
-def _in_mlflow(results: ResultStore) -> None:
+def _in_mlflow(results: ResultStore, created_at: str) -> None:
     store = mlflow.MlflowClient()
     experiment = store.get_experiment_by_name(experiment_name("local", "d1"))
-    runs = store.search_runs([experiment.experiment_id], max_results=1000)
+    # Other deployments of this name had their windows there before.
+    own = [f"tags.`{tag}` LIKE 'd1/{created_at}/%'" for tag in (WINDOW_TAG, MONITORS_TAG)]
+    runs = [
+        run for each in own for run in store.search_runs([experiment.experiment_id], each, max_results=1000)
+    ]
     keys = Counter(run.data.tags[WINDOW_TAG] for run in runs if WINDOW_TAG in run.data.tags)
     full = [each for each in results.results(1) if each.rows]
     assert len(keys) == len(full)
@@ -127,6 +134,7 @@ def test_monitors_can_be_refused_and_come_back_and_go_with_the_deployment(client
     updated = client.update_deployment("d1", config={"monitor.kinds": "drift", "monitor.window": "1d"})
     assert updated["monitors"] == {"job": "running", "kinds": ["drift"], "window": "1d"}
     assert len(job_of(home)) == 1
+    _past_windows_are_judged_once(home)
     kill_all(home)
     eventually(lambda: not processes_of(home), 10, "all processes are gone")
     reconcile(LocalTarget(), quiet)
@@ -134,6 +142,21 @@ def test_monitors_can_be_refused_and_come_back_and_go_with_the_deployment(client
     client.delete_deployment("d1")
     eventually(lambda: job_of(home) == [], 10, "the job went with its deployment")
     assert not data_of(home).exists()
+
+
+def _past_windows_are_judged_once(home: Path) -> None:
+    """By the command alone: the job waits for the end of the day."""
+    days = [datetime.now(UTC).replace(hour=12, minute=0) - timedelta(days=ago) for ago in (3, 2)]
+    for day in days:
+        moved, _ = rows(300, int((day - START) / timedelta(hours=1)))
+        capture(data_of(home), moved, f"{day:%Y%m%d}", revision=2)
+    first, second = (typed("mlflow-deploy monitor backfill d1 --json")["results"] for _ in range(2))
+    assert [(each["kind"], each["revision"], each["start"][:10], each["rows"]) for each in first] == [
+        ("drift", 2, f"{day:%Y-%m-%d}", 300) for day in days
+    ]
+    assert second == []
+    kept = ResultStore(data_of(home)).results(2, "drift", superseded=True)
+    assert [(each.start, each.number) for each in kept] == [(each["start"], 1) for each in first]
 
 
 def test_a_waiting_job_is_small(client: Any, home: Path) -> None:

@@ -176,6 +176,7 @@ def test_a_command_killed_between_acting_and_recording_is_told_by_the_next(
     assert json.loads(tool("audit", "verify", NAME, "--no-mlflow", "--json"))["audits"][0]["ok"]
 
 
+@pytest.mark.alone
 def test_a_dead_server_neither_fails_nor_delays_and_its_copies_come_later(
     client: Any, home: Path, tracking: str
 ) -> None:

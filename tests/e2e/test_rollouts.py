@@ -28,8 +28,8 @@ from mlflow_deploy.lifecycle import release
 from mlflow_deploy.monitoring.captured import CaptureStore
 from mlflow_deploy.targets.local import LocalTarget
 from mlflow_deploy.targets.supervisor import Supervisor
-from tests.e2e.conftest import eventually
 from tests.e2e.load import failed, grpc_load, load, quiet
+from tests.waiting import eventually
 
 CODE = """
 import os
@@ -339,7 +339,7 @@ def test_killed_canary_is_taken_back_by_the_next_command(url: str) -> None:
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run `mlflow-deploy` as a user would."""
     tool = str(Path(sys.executable).parent / "mlflow-deploy")
-    return subprocess.run([tool, *arguments], capture_output=True, text=True, timeout=60)
+    return subprocess.run([tool, *arguments], capture_output=True, text=True, timeout=120)
 
 
 @pytest.mark.slow
@@ -359,7 +359,7 @@ def test_another_terminal_pauses_and_promotes(url: str) -> None:
         eventually(lambda: target.control("d1") == "", 10, "the promotion is obeyed")
         release.steer(target, "d1", "promote")
     finally:
-        updating.join(60)
+        updating.join(180)
     assert outcome[0]["rollout"]["outcome"] == "promoted"
     assert "The rollout was promoted." in run("rollout", "d1").stdout
     none = run("rollout", "d1", "abort")

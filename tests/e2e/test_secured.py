@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -17,6 +18,9 @@ from cryptography.x509.oid import NameOID
 from mlflow.deployments import get_deploy_client
 
 from mlflow_deploy.errors import InvalidInput
+from mlflow_deploy.gateway.spec import ANSWERED_BY_HEADER
+from mlflow_deploy.monitoring.captured import CaptureStore
+from mlflow_deploy.serving.auth import add_token
 
 
 @pytest.fixture
@@ -75,6 +79,7 @@ def test_token_and_certificate(
     certificate: tuple[Path, Path],
     token: tuple[Path, str],
     monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     client = get_deploy_client("local")
     config = {
@@ -90,6 +95,29 @@ def test_token_and_certificate(
         client.predict("d1", iris_rows.head(2))
     monkeypatch.setenv("MLFLOW_DEPLOY_TOKEN", token[1])
     assert len(client.predict("d1", iris_rows.head(2))["predictions"]) == 2
+    _labels_need_the_same_token(deployment["url"], token, tmp_path)
+    labels = CaptureStore(home / "local/deployments/d1/data").labels()
+    assert labels.select(["key", "label"]).to_pylist() == [{"key": "a", "label": 1}]
+
+
+def _labels_need_the_same_token(url: str, token: tuple[Path, str], tmp_path: Path) -> None:
+    """Through the gateway, which speaks TLS too."""
+    scraper = add_token(token[0], "scraper", ("metrics",))
+    answers = {}
+    for name, given in {"none": "", "another": scraper, "right": token[1]}.items():
+        answers[name] = requests.post(
+            f"{url}/feedback",
+            json={"request_id": "a", "label": 1},
+            headers={"Authorization": f"Bearer {given}"} if given else {},
+            verify=str(tmp_path / "authority.pem"),
+            timeout=60,
+        )
+    assert {name: answer.status_code for name, answer in answers.items()} == {
+        "none": 401, "another": 403, "right": 200,
+    }  # fmt: skip
+    assert answers["right"].json() == {"accepted": 1}
+    # Only the gateway says which revision answered.
+    assert {answer.headers[ANSWERED_BY_HEADER] for answer in answers.values()} == {"1"}
 
 
 def test_client_certificate(

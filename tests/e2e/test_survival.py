@@ -32,7 +32,8 @@ from mlflow_deploy.errors import (
 )
 from mlflow_deploy.lifecycle import release
 from mlflow_deploy.targets.local import LocalTarget
-from tests.e2e.conftest import answers, eventually, kill_all, processes_of, servers_of
+from tests.e2e.conftest import answers, kill_all, processes_of, servers_of
+from tests.waiting import eventually
 
 CREATE = (
     "from mlflow.deployments import get_deploy_client as g\n"
@@ -56,6 +57,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@pytest.mark.alone
 def test_killed_server_answers_again_within_five_seconds(client: Any, home: Path, iris_rows: Any) -> None:
     url = client.create_deployment("d1", "models:/iris/1", config={"gateway": "none"})["url"]
     for process in servers_of(home):
@@ -63,6 +65,7 @@ def test_killed_server_answers_again_within_five_seconds(client: Any, home: Path
     assert eventually(lambda: answers(url, iris_rows.head(2)), 5, "an answer after kill -9") < 5
 
 
+@pytest.mark.alone
 def test_killed_worker_answers_again_within_five_seconds(client: Any, home: Path, iris_rows: Any) -> None:
     url = client.create_deployment("d1", "models:/iris/1", config={"gateway": "none"})["url"]
     parents = {process.ppid() for process in servers_of(home)}
@@ -149,7 +152,7 @@ def test_interrupted_create_leaves_nothing(client: Any, home: Path) -> None:
     programs = home / "local" / "programs"
     eventually(lambda: programs.is_dir() and any(programs.iterdir()), 60, "the candidate is started")
     process.send_signal(signal.SIGINT)
-    assert process.wait(30) != 0
+    assert process.wait(60) != 0
     assert process.stderr is not None
     process.stderr.close()
     assert not servers_of(home)

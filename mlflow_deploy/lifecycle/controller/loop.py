@@ -13,14 +13,16 @@ from mlflow_deploy.config import state_home
 from mlflow_deploy.errors import DeployError
 from mlflow_deploy.files import LockHeldError, locked
 from mlflow_deploy.lifecycle.controller.keeping import Records, keep_moves
+from mlflow_deploy.lifecycle.controller.lease import Lease
 from mlflow_deploy.lifecycle.controller.metrics import ControllerMetrics
+from mlflow_deploy.lifecycle.controller.preparing import Preparing, Upcoming
 from mlflow_deploy.lifecycle.controller.reconcile import Event, reconcile
 from mlflow_deploy.lifecycle.controller.state import Memory
 from mlflow_deploy.lifecycle.hints import Hints
 from mlflow_deploy.lifecycle.policy import Policy
 from mlflow_deploy.lifecycle.steps import Progress
 
-_LEASE = "controller.lock"
+_LOCK = "controller.lock"
 _MEMORY = "controller.json"
 
 
@@ -35,39 +37,50 @@ def follow(
     tell: Callable[[Event], None],
     progress: Progress,
     metrics: ControllerMetrics | None = None,
+    lease: str = "default",
 ) -> bool:
     """Make deployments match the registry until told to stop.
 
     The policy file is read at every look. What cannot be done is told and tried again; deployments serve on
     meanwhile. Of several controllers with one state folder only one acts: it holds a lock that the kernel
-    releases when it dies, however it dies.
+    releases when it dies, however it dies. Of several state folders only that of the lease's holder acts.
 
     Args:
         interval: seconds between two looks; a hint that something was moved ends the wait.
         once: look once and return.
         metrics: to write into; None where nobody reads them.
+        lease: name of the lease in MLflow; controllers of different places take different ones.
 
     Returns:
         Whether the last look went well.
     """
     home = state_home()
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    looking = _Looking(home, metrics or ControllerMetrics())
-    with _lease(home / _LEASE, interval, stop, tell):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_lock(home / _LOCK, interval, stop, tell))
+        looking = _Looking(home, metrics or ControllerMetrics(), Lease(home, lease))
+        # Who looks once comes again soon, and then need not take it anew.
+        stack.enter_context(looking.lease.renewed(give_back=not once))
         well, told = True, set[Event]()
         while not stop.is_set():
-            looking.metrics.acting.set(1)
             events = looking.look(policy, models, every, progress)
-            troubles = {each for each in events if each.action == "error"}
+            troubles = {each for each in events if each.action in ("error", "waiting")}
             well = not any(each.action in ("error", "failed") for each in events)
             for event in events:
                 # The same trouble is told once, not at every look.
                 if event not in told:
                     tell(event)
             told = troubles
+            if any(each.action == "waiting" for each in events):
+                if once and looking.lease.other_lives:
+                    break
+                stop.wait(min(interval, looking.lease.seconds / 10))
+                continue
             looking.keep_records(policy)
             if once:
                 break
+            while not stop.is_set() and not looking.hints.waiting and looking.prepare(progress):
+                pass
             looking.hints.wait(interval, stop)
         return well
 
@@ -75,11 +88,14 @@ def follow(
 class _Looking:
     """What is kept from one look to the next."""
 
-    def __init__(self, home: Path, metrics: ControllerMetrics) -> None:
+    def __init__(self, home: Path, metrics: ControllerMetrics, lease: Lease) -> None:
         self._home = home
+        self.lease = lease
         self.metrics = metrics
         self.hints = Hints()
         self._records = Records()
+        self._preparing = Preparing()
+        self._upcoming: list[Upcoming] = []
 
     def look(
         self, policy: Path | str | None, models: tuple[str, ...], every: bool, progress: Progress
@@ -89,18 +105,30 @@ class _Looking:
         try:
             memory = Memory(self._home / _MEMORY)
             found = Policy.load(policy)
+            other = self.lease.take()
+            self.metrics.acting.set(0 if other else 1)
+            if other:
+                return [Event("", "", "waiting", reason=f"the {other} acts")]
             hints = self.hints.read()
             keep_moves(hints)
             self.hints.done()
             for hint in hints:
                 self.metrics.hints.labels(hint.source).inc()
-            events = reconcile(found, memory, models=models, every=every, progress=progress)
+            self._upcoming = []
+            events = reconcile(
+                found, memory, models=models, every=every, progress=progress, upcoming=self._upcoming,
+                holds=self.lease.holds,
+            )  # fmt: skip
             up = True
         except DeployError as error:
             events = [Event("", "", "error", reason=error.text)]
         seen = [each for _, _, each in memory.all()] if memory else []
         self.metrics.looked(time.monotonic() - begun, up=up, events=events, seen=seen)
         return events
+
+    def prepare(self, progress: Progress) -> bool:
+        """Prepare one version that may be promoted next; returns whether there was one."""
+        return self._preparing.next(self._upcoming, progress)
 
     def keep_records(self, policy: Path | str | None) -> None:
         """Log release records that MLflow does not have."""
@@ -117,10 +145,10 @@ class _Looking:
 
 
 @contextlib.contextmanager
-def _lease(
+def _lock(
     path: Path, interval: float, stop: threading.Event, tell: Callable[[Event], None]
 ) -> Iterator[None]:
-    """Wait until no other controller acts."""
+    """Wait until no other controller of this state folder acts."""
     waiting = False
     while not stop.is_set():
         with contextlib.ExitStack() as stack:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from mlflow_deploy.lifecycle.controller.leaving import (
     registry_digest,
     served_version,
 )
+from mlflow_deploy.lifecycle.controller.preparing import Upcoming, upcoming_of
 from mlflow_deploy.lifecycle.controller.state import Memory, Seen, decide
 from mlflow_deploy.lifecycle.policy import ModelPolicy, Policy, StagePolicy
 from mlflow_deploy.lifecycle.policy_source import TAG, policy_from
@@ -54,7 +55,14 @@ class Event:
 
 
 def reconcile(
-    policy: Policy, memory: Memory, *, models: tuple[str, ...], every: bool, progress: Progress
+    policy: Policy,
+    memory: Memory,
+    *,
+    models: tuple[str, ...],
+    every: bool,
+    progress: Progress,
+    upcoming: list[Upcoming] | None = None,
+    holds: Callable[[], bool] = lambda: True,
 ) -> list[Event]:
     """Look at all models once, and promote or drain what differs.
 
@@ -63,6 +71,9 @@ def reconcile(
     Args:
         models: models to follow besides those that the policy file names and those with a tag `deploy.policy`.
         every: follow all models.
+        upcoming: gets the versions that are worth a preparation.
+        holds: asked before each promotion, whether this is still the controller that acts; when it is not,
+            nothing more is begun.
 
     Returns:
         What was done; a model that cannot be handled is an event and does not keep the others waiting.
@@ -84,9 +95,11 @@ def reconcile(
             if not stage.deployment:
                 continue
             try:
-                events += _stage(model, own, stage, memory, progress)
+                events += _stage(model, own, stage, memory, progress, holds)
             except DeployError as error:
                 events.append(Event(model.name, stage.name, "error", reason=error.text))
+        if upcoming is not None:
+            upcoming += upcoming_of(model, own, memory)
     for name, where, version, trouble in drain_gone({each.name for each in registered}, memory):
         why = trouble or "the model was deleted or renamed"
         events.append(Event(name, where, "error" if trouble else "drained", version, why))
@@ -107,7 +120,12 @@ def _registered() -> Iterator[RegisteredModel]:
 
 
 def _stage(
-    model: RegisteredModel, policy: ModelPolicy, stage: StagePolicy, memory: Memory, progress: Progress
+    model: RegisteredModel,
+    policy: ModelPolicy,
+    stage: StagePolicy,
+    memory: Memory,
+    progress: Progress,
+    holds: Callable[[], bool],
 ) -> list[Event]:
     before = memory.get(model.name, stage.name)
     alias, classic = _place(model, stage)
@@ -130,7 +148,7 @@ def _stage(
         # Who promotes from a terminal moves stage and alias last: what was read before that is out of date.
         with promoting(model.name):
             fresh = _now(model.name)
-            if _place(fresh, stage) != (alias, classic):
+            if _place(fresh, stage) != (alias, classic) or not holds():
                 return []
             return [_promote(fresh, policy, stage, wanted, seen, memory, progress)]
     except DeploymentBusy:

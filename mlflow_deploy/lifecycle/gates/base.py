@@ -92,6 +92,16 @@ class Gate(ABC):
     def __init__(self, settings: GateSettings) -> None:
         self.settings = settings
 
+    def rests_on(self, context: GateContext) -> Mapping[str, Any] | None:
+        """What the verdict rests on besides the model's files, the gate's settings and its own module.
+
+        A verdict `passed` is taken again where all of that is the same.
+
+        Returns:
+            Plain values, and digests of what is large; None where the check must be made each time.
+        """
+        return None
+
     @abstractmethod
     def check(self, context: GateContext) -> Verdict:
         """Look at the version.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -42,6 +43,12 @@ class ChampionGate(Gate):
     name: ClassVar[str] = "champion"
     settings_type: ClassVar[type[GateSettings]] = ChampionSettings
     settings: ChampionSettings
+
+    def rests_on(self, context: GateContext) -> Mapping[str, Any] | None:
+        uri, ours = context.champion_uri, context.judged(self.settings.dataset)
+        if ours is None or not uri:
+            return None
+        return {**ours, "champion": uri, "champion_bundle": context.bundle_of(uri).digest}
 
     def check(self, context: GateContext) -> Verdict:
         settings, uri = self.settings, context.champion_uri

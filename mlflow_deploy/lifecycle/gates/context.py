@@ -9,16 +9,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+import msgspec
+
 from mlflow_deploy.bundle import SIGNATURE, Bundle, ModelSource, read_bundle
 from mlflow_deploy.config import DeploymentSpec, state_home
-from mlflow_deploy.errors import BundleError, DataError
+from mlflow_deploy.errors import BundleError, ConversionError, DataError
 from mlflow_deploy.lifecycle.gates.judged import Rated, find_rows, judge
 from mlflow_deploy.lifecycle.gates.server import GateServer, serving
 from mlflow_deploy.lifecycle.policy import ModelPolicy, StagePolicy
+from mlflow_deploy.lifecycle.prepared import digest_of
 from mlflow_deploy.lifecycle.registry import ResolvedModel, fetch, registry_errors, resolve
 from mlflow_deploy.lifecycle.steps import Progress, make_bundle
 from mlflow_deploy.progress import mlflow_is_quiet
-from mlflow_deploy.targets.base import DeploymentRecord
+from mlflow_deploy.targets.base_records import DeploymentRecord
 
 if TYPE_CHECKING:
     from mlflow.models import Model
@@ -37,6 +40,7 @@ class GateContext:
         stage: the stage that it shall get into.
         record: the deployment that it would change, None when there is none yet.
         requester: who wants it there.
+        reuse: whether bundles and verdicts that were made before, of exactly the same, are taken.
         progress: takes one line on what is being done now.
     """
 
@@ -49,7 +53,9 @@ class GateContext:
         record: DeploymentRecord | None,
         requester: str,
         progress: Progress,
+        reuse: bool = False,
     ) -> None:
+        self.reuse = reuse
         self.model, self.policy, self.stage = model, policy, stage
         self.record, self.requester, self.progress = record, requester, progress
         self._stack = contextlib.ExitStack()
@@ -117,18 +123,33 @@ class GateContext:
             DeployError: it cannot be made.
         """
         if self._bundle is None:
-            self._bundle, _ = make_bundle(self.model, self.spec, self.progress)
+            self._bundle, _ = make_bundle(
+                self.model, self.spec, self.progress, fetched=self._fetched, reuse=self.reuse
+            )
         return self._bundle
 
-    @property
-    def bundle_made(self) -> Bundle | None:
-        """The bundle when a gate asked for it, else None."""
-        return self._bundle
+    def bundle_to_deploy(self) -> Bundle | None:
+        """The bundle; None when it cannot be made, which the deployment then finds out again and tells."""
+        try:
+            return self.bundle
+        except (ConversionError, BundleError):
+            return None
 
     @property
     def bundle_digest(self) -> str:
         """Digest of the bundle; empty when no gate asked for it."""
         return self._bundle.digest if self._bundle else ""
+
+    @property
+    def served(self) -> dict[str, Any]:
+        """What the answers of the bundle's server rest on."""
+        return {"bundle": self.bundle.digest, "serving": msgspec.to_builtins(self.spec.serving)}
+
+    def judged(self, dataset: str) -> dict[str, Any] | None:
+        """What a judgement of these answers on a dataset rests on; None where its rows have no digest."""
+        digest = digest_of(self.rows(dataset).frame)
+        wanted = self.policy.dataset(dataset).model_dump(mode="json")
+        return {**self.served, "dataset": wanted, "rows": digest} if digest else None
 
     def server(self, bundle: Bundle) -> GateServer:
         """The running server of a bundle.
@@ -185,7 +206,7 @@ class GateContext:
                 with contextlib.suppress(BundleError):
                     self._bundles[uri] = read_bundle(state_home() / "bundles" / stable.bundle)
             if uri not in self._bundles:
-                self._bundles[uri], _ = make_bundle(resolve(uri), self.spec, self.progress)
+                self._bundles[uri], _ = make_bundle(resolve(uri), self.spec, self.progress, reuse=self.reuse)
         return self._bundles[uri]
 
     # --- rows and answers ---------------------------------------------------------------------------------

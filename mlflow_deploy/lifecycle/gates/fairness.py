@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -51,6 +51,9 @@ class FairnessGate(Gate):
     name: ClassVar[str] = "fairness"
     settings_type: ClassVar[type[GateSettings]] = FairnessSettings
     settings: FairnessSettings
+
+    def rests_on(self, context: GateContext) -> Mapping[str, Any] | None:
+        return context.judged(self.settings.dataset)
 
     def check(self, context: GateContext) -> Verdict:
         settings = self.settings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import msgspec
@@ -54,6 +55,9 @@ class LatencyGate(Gate):
     name: ClassVar[str] = "latency"
     settings_type: ClassVar[type[GateSettings]] = LatencySettings
     settings: LatencySettings
+
+    def rests_on(self, context: GateContext) -> Mapping[str, Any] | None:
+        return context.served
 
     def check(self, context: GateContext) -> Verdict:
         example = context.bundle.document(EXAMPLE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -45,6 +46,10 @@ class MetricGate(Gate):
     name: ClassVar[str] = "metric"
     settings_type: ClassVar[type[GateSettings]] = MetricSettings
     settings: MetricSettings
+
+    def rests_on(self, context: GateContext) -> Mapping[str, Any] | None:
+        # What a run has logged can be logged anew.
+        return context.judged(self.settings.dataset) if self.settings.source == "measured" else None
 
     def check(self, context: GateContext) -> Verdict:
         settings = self.settings

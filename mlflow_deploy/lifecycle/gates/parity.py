@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mlflow_deploy.bundle import PARITY
@@ -24,6 +25,9 @@ class ParityGate(Gate):
     name: ClassVar[str] = "parity"
     settings_type: ClassVar[type[GateSettings]] = ParitySettings
     settings: ParitySettings
+
+    def rests_on(self, context: GateContext) -> Mapping[str, Any] | None:
+        return {"bundle": context.bundle.digest}
 
     def check(self, context: GateContext) -> Verdict:
         from mlflow_deploy.conversion.report import ParityReport

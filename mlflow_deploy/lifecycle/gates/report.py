@@ -20,6 +20,7 @@ class GateResult:
         summary: one sentence with the numbers behind the outcome.
         evidence: plain values that JSON can hold.
         seconds: how long it took.
+        found_at: UTC time when it was found before, of exactly the same; empty when it was found now.
     """
 
     name: str
@@ -28,6 +29,7 @@ class GateResult:
     summary: str
     evidence: Mapping[str, Any]
     seconds: float
+    found_at: str = ""
 
     @property
     def ok(self) -> bool:
@@ -91,6 +93,7 @@ class GateReport:
                     "summary": each.summary,
                     "evidence": dict(each.evidence),
                     "seconds": round(each.seconds, 3),
+                    "found_at": each.found_at,
                 }
                 for each in self.results
             ],

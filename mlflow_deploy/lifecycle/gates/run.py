@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+import msgspec
 
 from mlflow_deploy.errors import DeployError
 from mlflow_deploy.lifecycle.gates.base import GATES, Gate, Verdict, failed, load_gate, skipped
@@ -12,13 +16,15 @@ from mlflow_deploy.lifecycle.gates.context import GateContext
 from mlflow_deploy.lifecycle.gates.report import GateReport, GateResult
 from mlflow_deploy.lifecycle.policy import Policy, StagePolicy
 from mlflow_deploy.lifecycle.policy_source import policy_of
+from mlflow_deploy.lifecycle.prepared import keep, key_of, recall
 from mlflow_deploy.lifecycle.registry import resolve
 from mlflow_deploy.lifecycle.steps import Progress, now
 from mlflow_deploy.progress import mlflow_is_quiet
 from mlflow_deploy.rollout.journal import who
 from mlflow_deploy.targets import open_target
 
-_SECURITY = "security"
+SECURITY = "security"
+"""The gate without which no model is loaded that it was asked about."""
 
 
 def gates_of(stage: StagePolicy) -> list[Gate]:
@@ -45,13 +51,13 @@ def run_gates(context: GateContext, gates: Sequence[Gate] | None = None) -> Gate
     unsafe = False
     for gate in gates_of(context.stage) if gates is None else gates:
         context.progress(f"Gate {gate.name}")
-        begun = time.monotonic()
+        begun, found_at = time.monotonic(), ""
         if unsafe and gate.loads_model:
             verdict = skipped("it would load the model, which gate security has refused")
         else:
-            verdict = _checked(gate, context)
+            verdict, found_at = _checked(gate, context)
         refused = verdict.outcome != "passed" and not gate.settings.optional
-        unsafe = unsafe or (gate.name == _SECURITY and refused)
+        unsafe = unsafe or (gate.name == SECURITY and refused)
         results.append(
             GateResult(
                 name=gate.name,
@@ -60,6 +66,7 @@ def run_gates(context: GateContext, gates: Sequence[Gate] | None = None) -> Gate
                 summary=" ".join(verdict.summary.split()),
                 evidence=dict(verdict.evidence),
                 seconds=time.monotonic() - begun,
+                found_at=found_at,
             )
         )
     return GateReport(
@@ -73,15 +80,42 @@ def run_gates(context: GateContext, gates: Sequence[Gate] | None = None) -> Gate
     )
 
 
-def _checked(gate: Gate, context: GateContext) -> Verdict:
+def _checked(gate: Gate, context: GateContext) -> tuple[Verdict, str]:
+    """What the gate finds, and when it was found, if that was before."""
     try:
         with mlflow_is_quiet():
-            return gate.check(context)
+            key = _key(gate, context) if context.reuse else ""
+            if key and (kept := recall(key)):
+                return Verdict("passed", kept["summary"], kept["evidence"]), kept["at"]
+            verdict = gate.check(context)
+            if verdict.outcome == "passed" and (key := key or _key(gate, context)):
+                keep(key, {"summary": verdict.summary, "evidence": dict(verdict.evidence), "at": now()})
+            return verdict, ""
     except DeployError as error:
-        return failed(error.text, error=error.code)
+        return failed(error.text, error=error.code), ""
     except Exception as error:  # noqa: BLE001 - own gates raise anything; a check that breaks is not passed
         text = " ".join(str(error).split())
-        return failed(f"the gate itself broke: {type(error).__name__}: {text}"[:500])
+        return failed(f"the gate itself broke: {type(error).__name__}: {text}"[:500]), ""
+
+
+def _key(gate: Gate, context: GateContext) -> str:
+    """The key of a gate's verdict; empty where the check must be made each time."""
+    rests_on = gate.rests_on(context)
+    if rests_on is None:
+        return ""
+    source, code = inspect.getsourcefile(type(gate)), ""
+    if source is not None:
+        code = hashlib.sha256(Path(source).read_bytes()).hexdigest()
+    return key_of(
+        f"gate {gate.name}",
+        {
+            "class": f"{type(gate).__module__}:{type(gate).__qualname__}",
+            "code": code,
+            "settings": gate.settings.model_dump(mode="json"),
+            "model": msgspec.to_builtins(context.source),
+            "on": dict(rests_on),
+        },
+    )
 
 
 def check_version(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mlflow_deploy.lifecycle.gates.base import Gate, GateSettings, Verdict, failed, passed
 
@@ -27,6 +28,9 @@ class SecurityGate(Gate):
     loads_model: ClassVar[bool] = False
     settings_type: ClassVar[type[GateSettings]] = SecuritySettings
     settings: SecuritySettings
+
+    def rests_on(self, context: GateContext) -> Mapping[str, Any] | None:
+        return {}
 
     def check(self, context: GateContext) -> Verdict:
         from mlflow_deploy.security import audit_path

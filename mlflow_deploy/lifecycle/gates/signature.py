@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mlflow_deploy.bundle import SIGNATURE
@@ -28,6 +28,9 @@ class SignatureGate(Gate):
     loads_model: ClassVar[bool] = False
     settings_type: ClassVar[type[GateSettings]] = SignatureSettings
     settings: SignatureSettings
+
+    def rests_on(self, context: GateContext) -> Mapping[str, Any] | None:
+        return {"deployed": context.record.stable.bundle if context.record else ""}
 
     def check(self, context: GateContext) -> Verdict:
         signature = context.signature

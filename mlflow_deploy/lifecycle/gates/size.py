@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -28,6 +29,9 @@ class SizeGate(Gate):
     loads_model: ClassVar[bool] = False
     settings_type: ClassVar[type[GateSettings]] = SizeSettings
     settings: SizeSettings
+
+    def rests_on(self, context: GateContext) -> Mapping[str, Any] | None:
+        return {}
 
     def check(self, context: GateContext) -> Verdict:
         files = {

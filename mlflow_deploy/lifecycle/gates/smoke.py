@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
@@ -22,6 +23,9 @@ class SmokeGate(Gate):
 
     name: ClassVar[str] = "smoke"
     settings_type: ClassVar[type[GateSettings]] = GateSettings
+
+    def rests_on(self, context: GateContext) -> Mapping[str, Any] | None:
+        return context.served
 
     def check(self, context: GateContext) -> Verdict:
         bundle = context.bundle

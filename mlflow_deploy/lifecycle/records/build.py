@@ -19,12 +19,12 @@ from mlflow_deploy.lifecycle.records.facts import (
 from mlflow_deploy.lifecycle.records.intent import Intent, intent_of
 from mlflow_deploy.lifecycle.records.record import ModelFacts, ReleaseRecord, Served
 from mlflow_deploy.lifecycle.steps import now
-from mlflow_deploy.targets.base import (
+from mlflow_deploy.targets.base import Target
+from mlflow_deploy.targets.base_records import (
     ChangeRecord,
     DeploymentRecord,
     RevisionRecord,
     RolloutRecord,
-    Target,
     TrafficPoint,
 )
 

@@ -11,7 +11,8 @@ from mlflow_deploy.bundle import PARITY, Bundle, read_bundle
 from mlflow_deploy.config import state_home
 from mlflow_deploy.errors import BundleError, DeployError
 from mlflow_deploy.lifecycle.records.record import ModelFacts
-from mlflow_deploy.targets.base import RevisionRecord, Target
+from mlflow_deploy.targets.base import Target
+from mlflow_deploy.targets.base_records import RevisionRecord
 
 _PACKAGES = ("mlflow-deploy", "mlflow", "mlflow-skinny", "numpy", "onnxruntime", "scikit-learn", "torch")
 

@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 
 from mlflow_deploy.errors import StateWriteFailed
-from mlflow_deploy.targets.base import ChangeRecord, RevisionRecord, Target
+from mlflow_deploy.targets.base import Target
+from mlflow_deploy.targets.base_records import ChangeRecord, RevisionRecord
 
 INTENTS = "intents"
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow_deploy.lifecycle.records.record import ReleaseRecord
+from mlflow_deploy.progress import mlflow_is_quiet
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -73,7 +74,8 @@ class Store:
             (Path(work) / FILE).write_bytes(document)
             self._client.log_artifact(run_id, str(Path(work) / FILE))
         status = "FINISHED" if record.outcome == "done" else "FAILED"
-        self._client.set_terminated(run_id, status, end_time=_milliseconds(record.at))
+        with mlflow_is_quiet():
+            self._client.set_terminated(run_id, status, end_time=_milliseconds(record.at))
         return str(run_id)
 
     def runs(self) -> dict[int, list[tuple[str, bytes | None]]]:

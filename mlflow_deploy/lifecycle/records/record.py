@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from mlflow_deploy.targets.base import RolloutRecord, TrafficPoint
+from mlflow_deploy.targets.base_records import RolloutRecord, TrafficPoint
 
 SCHEMA = 1
 PREFIX = "release-"

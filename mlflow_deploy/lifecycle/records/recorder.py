@@ -21,7 +21,8 @@ from mlflow_deploy.lifecycle.records.outbox import flush
 from mlflow_deploy.lifecycle.records.record import ReleaseRecord
 from mlflow_deploy.lifecycle.steps import clear, now
 from mlflow_deploy.rollout.journal import who, why
-from mlflow_deploy.targets.base import ChangeRecord, DeploymentRecord, RevisionRecord, Target
+from mlflow_deploy.targets.base import Target
+from mlflow_deploy.targets.base_records import ChangeRecord, DeploymentRecord, RevisionRecord
 
 KILLED = "the command that made this change was killed before it was recorded"
 TAKEN_OVER = "taken over from the history of a deployment that was made before release records were kept"

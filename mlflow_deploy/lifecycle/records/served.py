@@ -9,7 +9,8 @@ import msgspec
 
 from mlflow_deploy.lifecycle.records.chain import read_chain
 from mlflow_deploy.lifecycle.records.record import ReleaseRecord, Served
-from mlflow_deploy.targets.base import DeploymentRecord, Target, TrafficPoint
+from mlflow_deploy.targets.base import Target
+from mlflow_deploy.targets.base_records import DeploymentRecord, TrafficPoint
 
 
 class ServedAt(msgspec.Struct, frozen=True, kw_only=True):

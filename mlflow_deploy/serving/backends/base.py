@@ -12,6 +12,7 @@ import msgspec
 
 from mlflow_deploy.bundle import Bundle
 from mlflow_deploy.errors import ConfigError
+from mlflow_deploy.serving.backends.devices import check_device
 from mlflow_deploy.serving.sealed import in_the_clear
 from mlflow_deploy.serving.signature import Signature
 from mlflow_deploy.serving.values import Array
@@ -128,6 +129,7 @@ def load_model(bundle: Bundle, settings: ServingSettings) -> Model:
 
     Raises:
         ConfigError: the servable's form is unknown to this server, or the bundle contradicts itself.
+        GpuMissing: a GPU is asked for and cannot be used.
         MissingExtra: the form's library is not installed.
         SealError: a sealed servable cannot be opened.
         Exception: whatever the form's library raises when it loads the servable.
@@ -138,6 +140,7 @@ def load_model(bundle: Bundle, settings: ServingSettings) -> Model:
             f"This server cannot run servables of form {kind!r}",
             hint=f"It runs {', '.join(sorted(_BACKENDS))}",
         )
+    check_device(kind, settings)
     with in_the_clear(bundle, settings.seal_key) as readable:
         model: Model = importlib.import_module(_BACKENDS[kind]).load(readable, settings)
     return model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import mmap
 import os
 from collections.abc import Callable
@@ -10,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from mlflow_deploy.bundle import Bundle
+from mlflow_deploy.errors import ConfigError
 from mlflow_deploy.serving.backends.bound import BoundRuns
+from mlflow_deploy.serving.backends.devices import wants_gpu, without_gpu
 from mlflow_deploy.serving.backends.graph import GraphModel
 from mlflow_deploy.serving.tensor_feeds import Feeds
 from mlflow_deploy.serving.tuning import cpu_quota
@@ -23,13 +26,15 @@ _LEVELS = {
     "layout": "ENABLE_LAYOUT",
     "all": "ENABLE_ALL",
 }
+_CPU, _CUDA, _TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 
 
 def load(bundle: Bundle, settings: ServingSettings) -> GraphModel:
     """Load the graph.
 
     Raises:
-        ConfigError: the bundle's feeds or outputs are not those of the graph.
+        ConfigError: the bundle's feeds or outputs are not those of the graph, or TensorRT cannot be used.
+        GpuMissing: a GPU is asked for and cannot be used.
     """
     session = open_session(bundle, settings)
     names = [output.name for output in bundle.manifest.servable.outputs]
@@ -57,16 +62,78 @@ def open_session(bundle: Bundle, settings: ServingSettings) -> Any:
         options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, f"ORT_{_LEVELS[level]}")
     for key, value in servable.options.get("config", {}).items():
         options.add_session_config_entry(key, str(value))
+    gpu = wants_gpu(settings)
+    # An engine holds the weights of its model in the clear.
+    cache = "" if servable.sealed else settings.engine_cache
+    providers = choose_providers(ort.get_available_providers(), settings, gpu=gpu, cache=cache)
+    if len(providers) > 1:
+        _load_libraries(ort, settings)
     with contextlib.ExitStack() as stack:
         if servable.sealed:
             # ONNX Runtime refuses to follow the links that an opened model consists of.
             _lend_external_data(options, bundle.servable_path, stack)
-        return ort.InferenceSession(
+        session = ort.InferenceSession(
             os.fspath(bundle.servable_path),
             options,
-            providers=_providers(ort.get_available_providers()),
+            providers=providers,
             disabled_optimizers=list(servable.options.get("disabled_optimizers", ())),
         )
+    _check_providers(session.get_providers(), settings, gpu=len(providers) > 1)
+    return session
+
+
+def _load_libraries(ort: Any, settings: ServingSettings) -> None:
+    """Load the GPU's libraries that are wheels, where only Python finds them."""
+    ort.preload_dlls(directory="")
+    if settings.gpu_provider == "tensorrt":
+        with contextlib.suppress(ModuleNotFoundError):
+            importlib.import_module("tensorrt_libs")
+
+
+def choose_providers(
+    available: list[str], settings: ServingSettings, *, gpu: bool, cache: str
+) -> list[str | tuple[str, dict[str, Any]]]:
+    """ONNX Runtime's providers to ask for, the first one first.
+
+    `auto` is CUDA: TensorRT builds an engine of seconds to minutes for each new shape of the input, while
+    requests wait.
+
+    Args:
+        available: those that the installed ONNX Runtime is built with.
+        gpu: a GPU shall be used.
+        cache: folder for TensorRT's engines; empty = none.
+
+    Raises:
+        GpuMissing: the installed ONNX Runtime is for CPUs, and a GPU is asked for.
+    """
+    if not gpu:
+        return [_CPU]
+    if _CUDA not in available:
+        without_gpu(settings, "the installed ONNX Runtime is built for CPUs; onnxruntime-gpu is not")
+        return [_CPU]
+    if settings.gpu_provider != "tensorrt":
+        return [_CUDA, _CPU]
+    kept = {
+        "trt_engine_cache_enable": True,
+        "trt_engine_cache_path": cache,
+        "trt_timing_cache_enable": True,
+        "trt_timing_cache_path": cache,
+    }
+    return [(_TENSORRT, kept if cache else {}), _CUDA, _CPU]
+
+
+def _check_providers(active: list[str], settings: ServingSettings, *, gpu: bool) -> None:
+    """Refuse, or report, that ONNX Runtime left out a provider whose libraries it does not find."""
+    if not gpu:
+        return
+    if settings.gpu_provider == "tensorrt" and _TENSORRT not in active:
+        raise ConfigError(
+            "TensorRT is asked for and cannot be used",
+            why="ONNX Runtime does not find its libraries",
+            hint="Build the image with gpu_provider=tensorrt, or set gpu_provider=cuda",
+        )
+    if _CUDA not in active:
+        without_gpu(settings, "ONNX Runtime does not find the libraries of CUDA or cuDNN")
 
 
 def _lend_external_data(options: Any, model: Path, stack: contextlib.ExitStack) -> None:
@@ -101,7 +168,7 @@ class OnnxGraph:
         self._running: dict[int, tuple[float, Any]] = {}
         self.run: Callable[[Any, float], list[Any]] = self._run_plain
         self._bound: BoundRuns | None = None
-        self.packed = session.get_providers() == ["CPUExecutionProvider"]
+        self.packed = session.get_providers() == [_CPU]
         if self.packed:
             self._bound = BoundRuns(session, outputs, self._run_plain)
             self.run = self._bound.run
@@ -124,8 +191,3 @@ class OnnxGraph:
                 options.terminate = True
         if self._bound is not None:
             self._bound.expire(now)
-
-
-def _providers(available: list[str]) -> list[str]:
-    wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
-    return [name for name in wanted if name in available]

@@ -20,5 +20,10 @@ def load(bundle: Bundle, settings: ServingSettings) -> GraphModel:
     return load_module(bundle, settings, "torch_export", _read)
 
 
-def _read(torch: Any, path: str) -> Any:
-    return torch.export.load(path).module()
+def _read(torch: Any, path: str, device: str) -> Any:
+    program = torch.export.load(path)
+    if device != "cpu":
+        from torch.export.passes import move_to_device_pass
+
+        program = move_to_device_pass(program, device)
+    return program.module()

@@ -20,5 +20,5 @@ def load(bundle: Bundle, settings: ServingSettings) -> GraphModel:
     return load_module(bundle, settings, "torchscript", _read)
 
 
-def _read(torch: Any, path: str) -> Any:
-    return torch.jit.load(path, map_location="cpu").eval()
+def _read(torch: Any, path: str, device: str) -> Any:
+    return torch.jit.load(path, map_location=device).eval()

@@ -34,7 +34,7 @@ def routes(worker: Worker) -> dict[str, Route]:
         from mlflow_deploy.serving.exposition import exposition
 
         worker.metrics.flush()
-        body, content_type = exposition(worker.metrics.shared, worker.identity)
+        body, content_type = exposition(worker.metrics.shared, worker.info)
         return Response(body, 200, content_type)
 
     def openapi(_: Request) -> Response:

@@ -1,4 +1,4 @@
-"""What capture costs the scoring server, as ratios between two servers in one interleaved run.
+"""What capture costs the scoring server, as ratios between two servers in one run.
 
 `pytest tests/benchmarks/monitoring/test_capture_cost.py -m benchmark -s` prints the numbers and fails below the
 bars. As in the benchmark of serving, throughput is per second of the server's processor time, writer included.
@@ -10,6 +10,8 @@ import socket
 import statistics
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -23,61 +25,81 @@ pytestmark = [pytest.mark.benchmark, pytest.mark.slow, pytest.mark.timeout(300)]
 
 MOST_COST = 0.08
 CONNECTIONS = 16
+PAIRS = 5
+ROUNDS = 10
+SECONDS = 2  # of a round
 RATE = 1000  # requests a second
 PACED_SECONDS = 2.0
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Running, Running, Path]]:
-    """Two servers of gradient boosting on thirty columns: without capture and with it at full sampling."""
+def served(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """Gradient boosting on thirty columns: a folder for its servers, its bundle and a request of one row."""
     folder = tmp_path_factory.mktemp("cost")
     _, bundle = bundles.boosting(folder / "model")
     row = bundles.training_table()[0].iloc[3]
     body = {"dataframe_split": {"columns": list(row.index), "data": [row.tolist()]}}
-    request = json_request(folder, "row", body)
+    return folder, bundle.path, json_request(folder, "row", body)
+
+
+@contextmanager
+def pair(served: tuple[Path, Path, Path], name: str) -> Iterator[tuple[Running, Running]]:
+    """Two servers: without capture and with it at full sampling."""
+    folder, bundle, _ = served
     with (
-        running(bundle.path, folder / "off", prefix=PIN) as off,
-        running(bundle.path, folder / "on", prefix=PIN, data=folder / "data") as on,
+        running(bundle, folder / name / "off", prefix=PIN) as off,
+        running(bundle, folder / name / "on", prefix=PIN, data=folder / name / "data") as on,
     ):
-        yield off, on, request
+        yield off, on
 
 
-def test_full_sampling_costs_little_at_the_peak(pair: tuple[Running, Running, Path]) -> None:
-    off, on, request = pair
-    lanes = [
-        Lane("without capture", off.port, request, off.process.pid),
-        Lane("with capture", on.port, request, on.process.pid),
-    ]
-    measure(lanes, [CONNECTIONS], rounds=8, seconds=2)
-    without, with_capture = (lane.rps(CONNECTIONS) for lane in lanes)
-    medians = [statistics.median(each["per_cpu"] for each in lane.results[CONNECTIONS]) for lane in lanes]
-    cost = 1 - with_capture / without
-    print(
-        f"\nrequests/s of processor time: {without:.0f} without, {with_capture:.0f} with capture: {cost:.1%};"
-        f" of the medians {1 - medians[1] / medians[0]:.1%}"
-    )
-    with on.client() as client:
+def test_full_sampling_costs_little_at_the_peak(served: tuple[Path, Path, Path]) -> None:
+    """Of several pairs, since where a process lies in memory makes some of its speed.
+
+    Both servers of a pair have their load at the same moment, on the same core, so that whatever else the
+    machine does meets both: in turn, two servers without capture differ by up to 6 % in the median of 16
+    rounds, so by 1 %.
+    """
+    costs = []
+    for number in range(PAIRS):
+        with pair(served, f"peak-{number}") as (off, on), ThreadPoolExecutor(2) as pool:
+            lanes = [
+                Lane("without capture", off.port, served[2], off.process.pid),
+                Lane("with capture", on.port, served[2], on.process.pid),
+            ]
+            for _ in range(ROUNDS):
+                list(pool.map(lambda lane: measure([lane], [CONNECTIONS], rounds=1, seconds=SECONDS), lanes))
+            all_is_captured(on, answered=sum(each["requests"] for each in lanes[1].results[CONNECTIONS]))
+            rates = [[each["per_cpu"] for each in lane.results[CONNECTIONS]] for lane in lanes]
+        costs.append(1 - statistics.median(on / off for off, on in zip(*rates, strict=True)))
+        without, with_capture = map(statistics.median, rates)
+        print(
+            f"\nrequests/s of processor time: {without:.0f} without, {with_capture:.0f} with capture:"
+            f" {costs[-1]:.1%}"
+        )
+    print(f"median cost of {PAIRS} pairs of servers: {statistics.median(costs):.1%}")
+    assert statistics.median(costs) <= MOST_COST
+
+
+def all_is_captured(server: Running, answered: float) -> None:
+    """Nearly nothing is dropped, and what was answered is counted."""
+    with server.client() as client:
         lines = dict(
             line.rsplit(" ", 1)
             for line in client.get("/metrics").text.splitlines()
             if line.startswith("mlflow")
         )
-    captured = float(lines["mlflow_deploy_captured_requests_total"])
-    drops = float(lines["mlflow_deploy_capture_drops_total"])
-    answered = sum(each["requests"] for each in lanes[1].results[CONNECTIONS])
-    print(f"{captured:.0f} requests captured, {drops:.0f} dropped")
-    assert drops <= 0.001 * answered
-    assert captured >= 0.95 * answered
-    assert cost <= MOST_COST
+    assert float(lines["mlflow_deploy_capture_drops_total"]) <= 0.001 * answered
+    assert float(lines["mlflow_deploy_captured_requests_total"]) >= 0.95 * answered
 
 
-def test_a_thousand_requests_a_second_show_no_difference(pair: tuple[Running, Running, Path]) -> None:
-    off, on, request = pair
-    data = request.read_bytes()
-    rounds: dict[int, list[float]] = {off.port: [], on.port: []}
-    for _ in range(7):
-        for port in (off.port, on.port):
-            rounds[port].append(paced(port, data))
+def test_a_thousand_requests_a_second_show_no_difference(served: tuple[Path, Path, Path]) -> None:
+    data = served[2].read_bytes()
+    with pair(served, "paced") as (off, on):
+        rounds: dict[int, list[float]] = {off.port: [], on.port: []}
+        for _ in range(7):
+            for port in (off.port, on.port):
+                rounds[port].append(paced(port, data))
     without, with_capture = statistics.median(rounds[off.port]), statistics.median(rounds[on.port])
     spread = max(rounds[off.port]) - min(rounds[off.port])
     print(

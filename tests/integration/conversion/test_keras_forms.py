@@ -103,6 +103,68 @@ def test_models_of_the_keras_flavor_and_exported_ones_serve(tmp_path: Path) -> N
         exported.serves_the_example(form)
 
 
+def test_full_int8_tflite_answers_within_its_stated_tolerance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import keras
+    import numpy as np
+    import pandas as pd
+    from ai_edge_litert.interpreter import Interpreter
+    from keras import layers
+    from sklearn.datasets import load_digits
+
+    from mlflow_deploy.conversion import Validation, precision_tflite
+
+    pixels, digits = load_digits(return_X_y=True)
+    pixels = (pixels / 16).astype("float32")
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            layers.Input((64,)),
+            layers.Reshape((8, 8, 1)),
+            layers.Conv2D(8, 3, activation="relu"),
+            layers.Flatten(),
+            layers.Dense(32, activation="relu"),
+            layers.Dense(10, activation="softmax"),
+        ]
+    )
+    model.compile("adam", "sparse_categorical_crossentropy")
+    model.fit(pixels[:1200], digits[:1200], epochs=6, batch_size=64, verbose=0)
+    folder = save_keras(model, pixels[1200:1264], tmp_path / "model")
+    frame = pd.DataFrame(pixels[1200:]).rename(columns=str).assign(label=digits[1200:])
+    every = precision_tflite.candidates
+    # The dynamic form may be faster on this machine, and is no proof of the full one.
+    monkeypatch.setattr(
+        precision_tflite,
+        "candidates",
+        lambda *given: (each for each in every(*given) if each.label == "int8 full"),
+    )
+    work = tmp_path / "work"
+    work.mkdir()
+
+    made = make_servable(
+        folder, work, format="tflite", precision="int8", validation=Validation(frame, "label", "digits")
+    )
+
+    assert made.parity is not None
+    assert made.parity.passed
+    assert "int8 full" in made.parity.variant
+    assert (made.parity.tolerance.atol, made.parity.tolerance.agreement) == (0.1, 0.98)
+    rows = {item.name: item for item in made.parity.datasets}
+    result = rows["validation rows"]
+    print(result)
+    assert result.rows == 597
+    assert result.label_agreement is not None
+    assert result.label_agreement >= 0.98
+    assert result.metric == "accuracy"
+    assert (result.served_metric or 0) > (result.native_metric or 1) - 0.01
+    assert (result.native_metric or 0) > 0.8
+    # Not only the weights: between the first and the last tensor nothing is computed in floats.
+    details = Interpreter(model_path=str(made.content / "model.tflite")).get_tensor_details()
+    floats = [item["name"] for item in details if item["dtype"] is np.float32]
+    assert len(floats) == 2, floats
+
+
 def test_a_module_of_tensorflow_serves(tmp_path: Path) -> None:
     import tensorflow as tf
 
@@ -218,3 +280,22 @@ def test_a_logged_onnx_graph_serves_as_it_is(tmp_path: Path) -> None:
     assert [output.column for output in forms.made("onnx").servable.outputs] == ["label", "y"]
     (tmp_path / "auto").mkdir()
     assert make_servable(folder, tmp_path / "auto").servable.kind == "onnx"
+
+
+def test_for_a_gpu_no_form_is_tried_that_computes_on_cpus_only(
+    forms: dict[str, Forms], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow_deploy.conversion import attempt
+    from mlflow_deploy.errors import UnsupportedConversion
+
+    tried = []
+
+    def refused(case: attempt.Case, entry: Any) -> attempt.Rejection:
+        tried.append(entry.form)
+        return attempt.Rejection("not today", UnsupportedConversion("The model", entry.form, "not today"))
+
+    monkeypatch.setattr(attempt, "attempt", refused)
+    made = make_servable(forms["MLP"].folder, tmp_path, device="gpu")
+    assert "onnx" in tried
+    assert "tflite" not in tried
+    assert made.rejected["tflite"] == "it computes on CPUs only"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
 
 from mlflow_deploy.config import parse_spec
-from mlflow_deploy.demo import replay, story
+from mlflow_deploy.demo import picture, replay, story
 from mlflow_deploy.monitoring import notify
 from mlflow_deploy.monitoring.alert_state import Message, Notice
 from tests.conftest import load_project
@@ -38,6 +40,22 @@ def test_inbox_holds_each_message_of_a_revision_once(tmp_path: Path) -> None:
     (found,) = replay.messages(inbox, 2)
     assert (found["id"], found["status"]) == ("m1", "firing")
     assert found["text"].startswith("[ALERT] flights revision 2, drift: columns moved")
+
+
+def test_the_picture_tells_the_numbers_and_escapes_names() -> None:
+    period = {
+        "name": "July", "drift": "alert", "drifted": 2, "columns": 17, "moved": {"<temp>": 0.99},
+        "estimated": 0.8056, "measured": 0.696, "expected": 0.7728, "performance": "alert",
+    }  # fmt: skip
+    found: dict[str, Any] = {"reference_rows": 6488, "periods": [period], "alerts": ["[ALERT] d, drift: 2"]}
+    full = {
+        "version": "2", "revision": 3, "metrics": {"accuracy": 0.759}, "gates": [("smoke", "passed", "")],
+        "steps": [(20, "undecided", "")], "answered": 5650, "failed": [],
+    }  # fmt: skip
+    for more in ({}, {"full": None}, {"full": full}):
+        words = [each.text for each in ElementTree.fromstring(picture.months({**found, **more})).iter()]
+        assert {"<temp> 0.99", "0.806 estimated", "0.696 measured", "2 of 17 columns"} <= set(words)
+        assert ("as revision 3" in words) == bool(more.get("full"))
 
 
 def _message(identity: str, *, revision: int) -> Message:

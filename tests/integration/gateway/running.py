@@ -20,6 +20,7 @@ from typing import Any
 from mlflow_deploy.bundle import Bundle
 from mlflow_deploy.gateway.gateway import Gateway
 from mlflow_deploy.gateway.spec import Backend, GatewaySpec, Replica, Traffic
+from tests.waiting import eventually
 
 TOY = Path(__file__).with_name("toy.py")
 
@@ -53,7 +54,7 @@ class Running:
         self, path: str = "/invocations", method: str = "POST", body: bytes | None = b"{}", **headers: str
     ) -> tuple[int, dict[str, str], Any]:
         """Status, headers and parsed body of one request over its own connection; `_` in a header is `-`."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
             names = {name.replace("_", "-"): value for name, value in headers.items()}
             connection.request(method, path, body=None if method == "GET" else body, headers=names)
@@ -66,7 +67,7 @@ class Running:
 
     def calls(self, count: int, path: str = "/invocations", **headers: str) -> Counter[str]:
         """How many of so many requests over one connection each revision answered."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         names = {name.replace("_", "-"): value for name, value in headers.items()}
         found: Counter[str] = Counter()
         for _ in range(count):
@@ -100,7 +101,7 @@ def stop(running: Running) -> None:
     """End the gateway's process."""
     if running.process.poll() is None:
         running.process.terminate()
-    running.process.wait(10)
+    running.process.wait(60)
 
 
 @contextlib.contextmanager
@@ -121,7 +122,7 @@ def toy_process(name: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     port = free_port()
     process = subprocess.Popen([sys.executable, str(TOY), name, str(port)])
     try:
-        wait_for(lambda: listens(port))
+        eventually(lambda: listens(port))
         yield process, port
     finally:
         process.kill()
@@ -143,25 +144,17 @@ def scoring_server(
             [*command, "--listen-when-ready", "--die-with-parent"], stdout=log, stderr=log
         )
     try:
-        wait_for(lambda: listens(port), 40)
+        eventually(lambda: listens(port), 40)
         yield process, port
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)
 
 
 def listens(port: int) -> bool:
     """Whether a connection to the port can be made."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def wait_for(condition: Any, seconds: float = 10.0) -> None:
-    """Wait until a condition holds."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come true in time"
-        time.sleep(0.02)
 
 
 @dataclass
@@ -201,7 +194,7 @@ class Load:
         return [*self.failures, *(f"{status} {text.decode()}" for _, status, _, text in self.bad())]
 
     def _ask(self) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         while not self._stop.wait(self.pause):
             begun = time.monotonic()
             try:

@@ -25,5 +25,5 @@ def test_example(
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     exec(code, names)
-    names["process"].wait(10)  # type: ignore[attr-defined]
+    names["process"].wait(60)  # type: ignore[attr-defined]
     assert capfd.readouterr().out == "0 0 None\n"

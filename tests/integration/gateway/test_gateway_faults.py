@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from mlflow_deploy.gateway.spec import Traffic
-from tests.integration.gateway.running import Load, backend, free_port, running, toy_process, wait_for
+from tests.integration.gateway.running import Load, backend, free_port, running, toy_process
 from tests.integration.gateway.toy import Toy
+from tests.waiting import eventually
 
 ALL = Traffic({1: 100})
 
@@ -26,11 +27,12 @@ def test_killed_replica_costs_no_request_that_may_be_repeated(tmp_path: Path) ->
         running(tmp_path, [backend(1, port, other)], ALL, repeatable=("/invocations",)) as gateway,
         Load(gateway.port, clients=6, pause=0.02) as load,
     ):
-        time.sleep(0.7)
+        eventually(lambda: gateway.gateway.stats()[1].healthy == 2 and len(load.answers) > 100)
         os.kill(victim.pid, signal.SIGKILL)
-        time.sleep(1.5)
+        eventually(lambda: gateway.gateway.stats()[1].healthy == 1)
+        answered = len(load.answers)
+        eventually(lambda: len(load.answers) > answered + 100)
     assert load.lost() == []
-    assert len(load.answers) > 200
 
 
 def test_killed_replica_costs_only_what_it_was_computing(tmp_path: Path) -> None:
@@ -38,14 +40,16 @@ def test_killed_replica_costs_only_what_it_was_computing(tmp_path: Path) -> None
         toy_process("one") as (victim, port),
         toy_process("two") as (_, other),
         running(tmp_path, [backend(1, port, other)], ALL) as gateway,
-        Load(gateway.port, clients=4, path="/slow/0.3") as load,
     ):
-        time.sleep(0.5)
-        os.kill(victim.pid, signal.SIGKILL)
-        time.sleep(1.5)
+        eventually(lambda: gateway.gateway.stats()[1].healthy == 2)
+        with Load(gateway.port, clients=8, path="/slow/1") as load:
+            # So many that some are surely in each replica.
+            eventually(lambda: gateway.gateway.stats()[1].served.active == 8)
+            os.kill(victim.pid, signal.SIGKILL)
+            time.sleep(2.5)
     assert load.failures == []
     # At most one request of each client was in the replica when it died; the others never notice.
-    assert 1 <= len(load.bad()) <= 4
+    assert 1 <= len(load.bad()) <= 8
     for _, status, _, text in load.bad():
         assert status == 502
         assert json.loads(text)["error_code"] == "TEMPORARILY_UNAVAILABLE"
@@ -54,10 +58,10 @@ def test_killed_replica_costs_only_what_it_was_computing(tmp_path: Path) -> None
 def test_replica_that_starts_again_gets_traffic_again(tmp_path: Path, toys: list[Toy]) -> None:
     port = free_port()
     with running(tmp_path, [backend(1, toys[0].port, port)], ALL) as gateway:
-        wait_for(lambda: gateway.gateway.stats()[1].healthy == 1)
+        eventually(lambda: gateway.gateway.stats()[1].healthy == 1)
         assert gateway.calls(100) == {"1": 100}
         late = Toy("late", port)
-        wait_for(lambda: gateway.gateway.stats()[1].healthy == 2)
+        eventually(lambda: gateway.gateway.stats()[1].healthy == 2)
         assert gateway.calls(100) == {"1": 100}
         assert len(late.paths()) > 20
         late.close()
@@ -100,7 +104,7 @@ def test_process_that_dies_in_the_middle_of_an_answer(tmp_path: Path, toys: list
         # The answer had begun, so even a repeatable request is not sent again.
         with pytest.raises(http.client.IncompleteRead):
             gateway.call("/exit-half")
-        assert victim.wait(5) == 9
+        assert victim.wait(60) == 9
         assert gateway.gateway.stats()[1].served.retries == 0
         status, headers, body = gateway.call()
         assert status == 503
@@ -117,10 +121,10 @@ def test_reading_and_repeatable_requests_are_sent_again(tmp_path: Path, toys: li
         for method, path in (("GET", "/break"), ("POST", "/break/repeatable")):
             before = [len(toy.paths()) for toy in toys[:2]]
             assert gateway.call(path, method)[0] == 502
-            wait_for(lambda before=before: sum(len(toy.paths()) for toy in toys[:2]) == sum(before) + 3)
+            eventually(lambda before=before: sum(len(toy.paths()) for toy in toys[:2]) == sum(before) + 4)
             # On the other replica first.
             assert all(len(toy.paths()) > count for toy, count in zip(toys, before, strict=False))
-        assert gateway.gateway.stats()[1].served.retries == 4
+        assert gateway.gateway.stats()[1].served.retries == 6
 
 
 def test_connection_failures_are_tried_elsewhere(tmp_path: Path, toys: list[Toy]) -> None:
@@ -134,7 +138,7 @@ def test_large_bodies_are_tried_elsewhere_too(tmp_path: Path, toys: list[Toy]) -
     port = free_port()
     dying = Toy("dying", port)
     with running(tmp_path, [backend(1, toys[0].port, port)], ALL) as gateway:
-        wait_for(lambda: gateway.gateway.stats()[1].healthy == 2)
+        eventually(lambda: gateway.gateway.stats()[1].healthy == 2)
         dying.close()
         large = b"x" * (8 << 20)
         for _ in range(4):
@@ -145,7 +149,7 @@ def test_misbehaving_replica_is_ejected_although_it_answers_pings(tmp_path: Path
     with running(tmp_path, [backend(1, toys[0].port, toys[1].port)], ALL) as gateway:
         toys[1].broken = True
         with Load(gateway.port, clients=2) as load:
-            wait_for(lambda: gateway.gateway.stats()[1].healthy == 1)
+            eventually(lambda: gateway.gateway.stats()[1].healthy == 1)
             time.sleep(0.2)
             ejected = time.monotonic()
             time.sleep(1.5)
@@ -163,13 +167,13 @@ def test_errors_of_the_model_do_not_eject(tmp_path: Path, toys: list[Toy]) -> No
 def test_unhealthy_replica_gets_nothing(tmp_path: Path, toys: list[Toy]) -> None:
     with running(tmp_path, [backend(1, toys[0].port, toys[1].port)], ALL) as gateway:
         toys[1].healthy = False
-        wait_for(lambda: gateway.gateway.stats()[1].healthy == 1)
+        eventually(lambda: gateway.gateway.stats()[1].healthy == 1)
         before = len(toys[1].paths())
         assert gateway.calls(100) == {"1": 100}
         assert len(toys[1].paths()) == before
         # When none is healthy, all are tried: they may only be busy.
         toys[0].healthy = False
-        wait_for(lambda: gateway.gateway.stats()[1].healthy == 0)
+        eventually(lambda: gateway.gateway.stats()[1].healthy == 0)
         assert gateway.calls(20) == {"1": 20}
 
 
@@ -198,7 +202,7 @@ def test_idle_clients_are_disconnected(tmp_path: Path, toys: list[Toy]) -> None:
         running(tmp_path, [backend(1, toys[0].port)], ALL, idle_timeout_seconds=0.3) as gateway,
         socket.create_connection(("127.0.0.1", gateway.port)) as client,
     ):
-        client.settimeout(5)
+        client.settimeout(60)
         assert client.recv(100) == b""
 
 
@@ -231,7 +235,7 @@ def test_too_many_requests_at_once(tmp_path: Path, toys: list[Toy]) -> None:
 
 def test_too_many_connections(tmp_path: Path, toys: list[Toy]) -> None:
     with running(tmp_path, [backend(1, toys[0].port)], ALL, max_connections=3) as gateway:
-        clients = [http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=5) for _ in range(5)]
+        clients = [http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=60) for _ in range(5)]
 
         def ping(client: http.client.HTTPConnection) -> int:
             try:
@@ -244,7 +248,7 @@ def test_too_many_connections(tmp_path: Path, toys: list[Toy]) -> None:
         assert [ping(client) for client in clients] == [200] * 3 + [0] * 2
         for client in clients[:3]:
             client.close()
-        wait_for(lambda: ping(clients[4]) == 200)
+        eventually(lambda: ping(clients[4]) == 200)
         clients[4].close()
 
 
@@ -256,7 +260,7 @@ def test_requests_that_are_not_http(tmp_path: Path, toys: list[Toy]) -> None:
     ]
     with running(tmp_path, [backend(1, toys[0].port)], ALL) as gateway:
         for sent, status in requests:
-            with socket.create_connection(("127.0.0.1", gateway.port), timeout=5) as client:
+            with socket.create_connection(("127.0.0.1", gateway.port), timeout=60) as client:
                 client.sendall(sent)
                 answer = client.recv(65536)
                 assert answer.startswith(f"HTTP/1.1 {status} ".encode())

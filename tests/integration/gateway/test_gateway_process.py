@@ -28,14 +28,15 @@ from tests.integration.gateway.running import (
     running,
     start,
     stop,
-    wait_for,
     within,
 )
 from tests.integration.gateway.toy import Toy
+from tests.waiting import eventually
 
 ALL = Traffic({1: 100})
 
 
+@pytest.mark.alone
 def test_starts_within_a_second_without_a_warning(tmp_path: Path, toys: list[Toy]) -> None:
     took = []
     for _ in range(3):
@@ -140,7 +141,7 @@ def test_change_survives_a_kill_in_its_middle(tmp_path: Path, toys: list[Toy]) -
         time.sleep(0.2)
         os.kill(gateway.process.pid, signal.SIGKILL)
         gateway.process.wait()
-        changing.join(20)
+        changing.join(60)
         assert failed
         again = start(gateway.gateway, tmp_path / "again.log")
         try:
@@ -160,7 +161,7 @@ def test_dies_with_its_supervisor(tmp_path: Path, toys: list[Toy]) -> None:
     gateway.wait_ready()
     os.kill(supervisor.pid, signal.SIGKILL)
     supervisor.wait()
-    wait_for(lambda: not listens(spec.port))
+    eventually(lambda: not listens(spec.port))
     assert not gateway.ready()
 
 
@@ -187,16 +188,16 @@ def test_supervisor_starts_it_again(tmp_path: Path, toys: list[Toy]) -> None:
         # supervisord's own limit is 1024, and each client takes two.
         assert limits[0] == limits[1]
         os.kill(first, signal.SIGKILL)
-        wait_for(lambda: int(pid.read_text() or first) != first)
+        eventually(lambda: int(pid.read_text() or first) != first)
         gateway.wait_ready()
-        connection = http.client.HTTPConnection("127.0.0.1", spec.port, timeout=5)
+        connection = http.client.HTTPConnection("127.0.0.1", spec.port, timeout=60)
         connection.request("POST", "/invocations", body=b"{}")
         assert connection.getresponse().headers["x-mlflow-deploy-revision"] == "2"
         connection.close()
     finally:
         daemon.kill()
         daemon.wait()
-    wait_for(lambda: not listens(spec.port))
+    eventually(lambda: not listens(spec.port))
 
 
 def test_drain_answers_what_is_in_flight(tmp_path: Path, toys: list[Toy]) -> None:
@@ -207,10 +208,10 @@ def test_drain_answers_what_is_in_flight(tmp_path: Path, toys: list[Toy]) -> Non
         ]
         for client in clients:
             client.start()
-        wait_for(lambda: len(toys[0].paths()) == 3)
+        eventually(lambda: len(toys[0].paths()) == 3)
         assert not gateway.gateway.drain(0.1)
         assert gateway.gateway.drain()
-        wait_for(lambda: not listens(gateway.port))
+        eventually(lambda: not listens(gateway.port))
         stop(gateway)
         for client in clients:
             client.join()

@@ -26,8 +26,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from mlflow_deploy.gateway.spec import Backend, Mirror, Replica, Sticky, Traffic
-from tests.integration.gateway.running import backend, running, wait_for, within
+from tests.integration.gateway.running import backend, running, within
 from tests.integration.gateway.toy import Toy
+from tests.waiting import eventually
 
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
 
@@ -63,7 +64,7 @@ def call(port: int, body: bytes = b"x", **metadata: str) -> tuple[str, str]:
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         method = channel.unary_unary(METHOD)
         try:
-            found, info = method.with_call(body, metadata=tuple(metadata.items()), timeout=10)
+            found, info = method.with_call(body, metadata=tuple(metadata.items()), timeout=60)
         except grpc.RpcError as error:
             return error.code().name, error.details()
         headers = dict(info.initial_metadata())
@@ -133,8 +134,8 @@ def test_grpc_is_mirrored(tmp_path: Path, toys: list[Toy]) -> None:
         with running(tmp_path, backends, Traffic({1: 100}, Mirror(2))) as gateway:
             for number in range(20):
                 assert call(gateway.port, f"{number}".encode()) == ("g-one", "1")
-            wait_for(lambda: len(seen) == 20)
-            wait_for(lambda: gateway.gateway.stats()[2].mirrored.requests == 20)
+            eventually(lambda: len(seen) == 20)
+            eventually(lambda: gateway.gateway.stats()[2].mirrored.requests == 20)
             assert gateway.gateway.stats()[1].served.requests == 20
 
 
@@ -230,7 +231,7 @@ def test_tls_on_both_sides(tmp_path: Path, certificate: tuple[Path, Path]) -> No
     options = {"tls_cert": str(cert), "tls_key": str(key)}
     with running(tmp_path, backends, Traffic({1: 100}), **options) as gateway:
         client = ssl.create_default_context(cafile=str(cert))
-        connection = http.client.HTTPSConnection("127.0.0.1", gateway.port, context=client, timeout=5)
+        connection = http.client.HTTPSConnection("127.0.0.1", gateway.port, context=client, timeout=60)
         connection.request("POST", "/invocations", body=b"{}")
         assert connection.getresponse().read() == b'{"from": "secure", "size": 2}'
         connection.close()
@@ -242,7 +243,7 @@ def test_tls_on_both_sides(tmp_path: Path, certificate: tuple[Path, Path]) -> No
         client = ssl.create_default_context(cafile=str(cert))
 
         def ping() -> int:
-            connection = http.client.HTTPSConnection("127.0.0.1", gateway.port, context=client, timeout=5)
+            connection = http.client.HTTPSConnection("127.0.0.1", gateway.port, context=client, timeout=60)
             try:
                 connection.request("GET", "/ping")
                 return connection.getresponse().status

@@ -5,9 +5,12 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import pytest
+
 from mlflow_deploy.gateway.spec import Traffic
-from tests.integration.gateway.running import Load, backend, free_port, running, start, stop, wait_for
+from tests.integration.gateway.running import Load, backend, free_port, running, start, stop
 from tests.integration.gateway.toy import Toy
+from tests.waiting import eventually
 
 
 def test_statistics_equal_what_was_sent(tmp_path: Path, toys: list[Toy]) -> None:
@@ -29,6 +32,7 @@ def test_statistics_equal_what_was_sent(tmp_path: Path, toys: list[Toy]) -> None
     assert one.mirrored.requests == two.mirrored.requests == 0
 
 
+@pytest.mark.alone
 def test_latency_and_requests_in_flight(tmp_path: Path, toys: list[Toy]) -> None:
     with running(tmp_path, [backend(1, toys[0].port)], Traffic({1: 100})) as gateway:
         gateway.calls(20)
@@ -36,7 +40,7 @@ def test_latency_and_requests_in_flight(tmp_path: Path, toys: list[Toy]) -> None
         assert before.p50_ms is not None
         assert before.p50_ms < 20
         with Load(gateway.port, clients=4, path="/slow/0.06"):
-            wait_for(lambda: gateway.gateway.stats()[1].served.active == 4)
+            eventually(lambda: gateway.gateway.stats()[1].served.active == 4)
             time.sleep(0.5)
         step = gateway.gateway.stats()[1].served.since(before)
         assert step.requests >= 16
@@ -68,6 +72,7 @@ def test_statistics_begin_again_with_the_process(tmp_path: Path, toys: list[Toy]
         stop(again)
 
 
+@pytest.mark.alone
 def test_access_log(tmp_path: Path, toys: list[Toy]) -> None:
     backends = [backend(1, toys[0].port), backend(2, free_port())]
     with running(tmp_path, backends, Traffic({1: 100}), access_log="-") as gateway:
@@ -75,7 +80,7 @@ def test_access_log(tmp_path: Path, toys: list[Toy]) -> None:
         gateway.call("/slow/0.05")
         gateway.call(X_Revision="2", Authorization="Bearer secret")
         gateway.call(X_Revision="7")
-        wait_for(lambda: len(gateway.access_log()) == 4)
+        eventually(lambda: len(gateway.access_log()) == 4)
         ok, slow, failed, unknown = gateway.access_log()
         assert "secret" not in gateway.log.read_text()
     assert (ok["revision"], ok["cluster"], ok["status"], ok["attempts"]) == (1, "r1", 200, 1)
@@ -92,5 +97,5 @@ def test_access_log_in_a_file(tmp_path: Path, toys: list[Toy]) -> None:
     log = tmp_path / "access.log"
     with running(tmp_path, [backend(1, toys[0].port)], Traffic({1: 100}), access_log=str(log)) as gateway:
         gateway.calls(3)
-        wait_for(lambda: log.read_text().count("\n") == 3)
+        eventually(lambda: log.read_text().count("\n") == 3)
         assert gateway.access_log() == []

@@ -69,11 +69,11 @@ def small_engine(tmp_path: Path, engine: Any) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def image_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """One state folder for all tests here, so that requirements are resolved once."""
+def image_home(tmp_path_factory: pytest.TempPathFactory, with_locks: Callable[[Path], str]) -> Iterator[Path]:
+    """One state folder for all tests here."""
     folder = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_DEPLOY_HOME", str(folder))
+        patch.setenv("MLFLOW_DEPLOY_HOME", with_locks(folder))
         for name in list(os.environ):
             if name.startswith("MLFLOW_DEPLOY_IMAGE_"):
                 patch.delenv(name)

@@ -32,17 +32,24 @@ from mlflow_deploy.bundle import read_bundle
 from mlflow_deploy.images.builder import build_image
 from mlflow_deploy.images.spec import parse_image_spec
 bundle, spec = read_bundle(Path(sys.argv[1])), parse_image_spec(json.loads(sys.argv[2]), environment={})
-print("ready", flush=True)
-sys.stdin.readline()
-built = build_image(bundle, spec, lambda line: print(line, flush=True))
+meet = [sys.argv[3]]
+def progress(line):
+    print(line, flush=True)
+    if line == meet[0]:
+        meet[0] = None
+        sys.stdin.readline()
+built = build_image(bundle, spec, progress)
 print("image", built.id)
 """
 
 
-def built_at_once(bundle: Bundle, settings: dict[str, Any], homes: list[Path], *, alone: bool) -> list[str]:
-    """What commands print that begin to build at the same moment, each in a state folder of its own.
+def begin(
+    bundle: Bundle, settings: dict[str, Any], homes: list[Path], meet: str, *, alone: bool
+) -> list[subprocess.Popen[str]]:
+    """Commands that build, each in a state folder of its own, when all have come to one point and wait there.
 
     Args:
+        meet: what each says when it is at that point.
         alone: none sees the locks of the others, as on several machines.
     """
     commands = []
@@ -53,7 +60,7 @@ def built_at_once(bundle: Bundle, settings: dict[str, Any], homes: list[Path], *
             "MLFLOW_DEPLOY_HOME": str(home),
             **({"TMPDIR": str(home)} if alone else {}),
         }
-        command = [sys.executable, "-c", BUILD, str(bundle.path), json.dumps(settings)]
+        command = [sys.executable, "-c", BUILD, str(bundle.path), json.dumps(settings), meet]
         commands.append(
             subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -62,13 +69,21 @@ def built_at_once(bundle: Bundle, settings: dict[str, Any], homes: list[Path], *
         )  # fmt: skip
     for each in commands:
         assert each.stdout is not None
-        assert each.stdout.readline() == "ready\n"
+        before: list[str] = []
+        while not before or before[-1] != f"{meet}\n":
+            before.append(each.stdout.readline())
+            assert before[-1], before
+    return commands
+
+
+def go_on(commands: list[subprocess.Popen[str]]) -> list[str]:
+    """Let the commands end; what each printed since."""
     for each in commands:
         assert each.stdin is not None
         each.stdin.write("\n")
         each.stdin.flush()
-    printed = [each.communicate(timeout=120)[0] for each in commands]
-    assert [each.returncode for each in commands] == [0] * len(homes), printed
+    printed = [each.communicate(timeout=240)[0] for each in commands]
+    assert [each.returncode for each in commands] == [0] * len(commands), printed
     return printed
 
 
@@ -80,16 +95,20 @@ def test_two_builds_of_a_new_runtime_at_once(
     settings = {**given, "base_image": BASE, "torch_index": "", "labels": {TEST_LABEL: MARK}}
     plan = plan_image(onnx_bundle, make_spec(**given), silent)
     RUNTIMES.add(plan.runtime)
-    printed = built_at_once(onnx_bundle, settings, [tmp_path / "home1", tmp_path / "home2"], alone=alone)
-    steps = [sum(line.startswith("Step ") for line in text.splitlines()) for text in printed]
-    waited = [f"Waiting for another command that builds {plan.name}" in text for text in printed]
+    homes = [tmp_path / "home1", tmp_path / "home2"]
     if alone:
-        assert min(steps) > 0, printed
-        assert not any(waited)
+        meet = f"Building the runtime {plan.runtime}"
+        commands = begin(onnx_bundle, settings, homes, meet, alone=True)
     else:
-        assert sorted(waited) == [False, True], printed
-        # It found what the other one had made.
-        assert steps[waited.index(True)] == 0, printed
+        meet = f"Waiting for another command that builds {plan.name}"
+        # The test has the lock until both wait for it.
+        with build_lock(engine, plan.runtime_digest, plan.name, silent):
+            commands = begin(onnx_bundle, settings, homes, meet, alone=False)
+    printed = go_on(commands)
+    steps = sorted(sum(line.startswith("Step ") for line in text.splitlines()) for text in printed)
+    # On one machine, one finds what the other one has made.
+    assert (steps[0] > 0) == alone, printed
+    assert steps[1] > 0, printed
     image = find_image(engine, plan.name)
     assert image is not None
     assert {text.splitlines()[-1] for text in printed} == {f"image {image.id}"}

@@ -26,6 +26,7 @@ def test_it_is_small(onnx_image: BuiltImage) -> None:
     assert onnx_image.bytes_above_base <= 200e6
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("user", [None, "54321:0", "987654:987654"])
 def test_it_answers_under_any_user(
     engine: Any, onnx_image: BuiltImage, onnx_bundle: Bundle, user: str | None
@@ -132,6 +133,7 @@ def test_the_same_bundle_is_not_built_again(engine: Any, onnx_image: BuiltImage,
     assert {each["Id"] for each in engine.api.images(filters=same)} == before
 
 
+@pytest.mark.alone
 def test_a_second_version_takes_seconds_and_shares_all_but_kilobytes(
     engine: Any, onnx_image: BuiltImage, make_adder: Callable[[int], Bundle]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import shutil
@@ -20,11 +21,13 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-import requests
+from click.testing import CliRunner
 from sklearn.linear_model import LinearRegression
 
+from mlflow_deploy.cli import group
 from mlflow_deploy.errors import DeploymentBusy
 from mlflow_deploy.files import locked
+from mlflow_deploy.lifecycle.controller.lease import Lease
 from mlflow_deploy.lifecycle.controller.leaving import drain_gone
 from mlflow_deploy.lifecycle.controller.loop import follow
 from mlflow_deploy.lifecycle.controller.metrics import ControllerMetrics
@@ -32,11 +35,14 @@ from mlflow_deploy.lifecycle.controller.reconcile import Event
 from mlflow_deploy.lifecycle.controller.state import Memory
 from mlflow_deploy.lifecycle.hints import Hint, give
 from mlflow_deploy.lifecycle.promote import promote, promoting
+from mlflow_deploy.lifecycle.quarantine import lift, quarantine
 from mlflow_deploy.lifecycle.records.chain import read_head
 from mlflow_deploy.lifecycle.records.moves_of_model import moves_of
 from mlflow_deploy.lifecycle.records.outbox import SECONDS_VARIABLE, read_outbox
 from mlflow_deploy.targets import open_target
 from mlflow_deploy.targets.supervisor import Supervisor
+from tests.e2e.load import failed, load
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.slow
 
@@ -51,7 +57,9 @@ models:
         gates: [security, signature]
       - name: Archived
 """
-KILLS = 4
+KILLS = int(os.environ.get("MLFLOW_DEPLOY_TEST_KILLS", "4"))
+"""Twenty take two minutes."""
+ROW = {"dataframe_split": {"columns": ["x"], "data": [[10.0]]}}
 
 
 @pytest.fixture(scope="module")
@@ -166,35 +174,108 @@ def test_of_two_controllers_one_acts(followed: Path) -> None:
     assert told(events)[1:] == [("promoted", "1")]
 
 
-class _Load:
-    """Asks the deployment without pause, and counts what fails."""
+def test_of_two_state_folders_one_acts(followed: Path, tmp_path: Path) -> None:
+    """As on two machines: they see nothing of each other but a tag in MLflow."""
+    before = served()
+    other, events, stop = Lease(_folder(tmp_path / "other"), "places"), list[Event](), threading.Event()
+    assert other.take() == ""
+    mlflow.MlflowClient().set_registered_model_alias(NAME, "champion", "2")
 
-    def __init__(self, url: str) -> None:
-        self._url, self._stop = url, threading.Event()
-        self.answers: set[float] = set()
-        self.asked = 0
-        self.failures: list[str] = []
-        self._thread = threading.Thread(target=self._run)
+    def run() -> None:
+        follow(
+            policy=None, models=(), every=False, interval=0.2, once=False, stop=stop, lease="places",
+            tell=events.append, progress=lambda line: None,
+        )  # fmt: skip
 
-    def __enter__(self) -> _Load:
-        self._thread.start()
-        return self
+    thread = threading.Thread(target=run)
+    with other.renewed(give_back=True):
+        thread.start()
+        eventually(lambda: bool(events))
+        assert events[0].action == "waiting"
+        assert "controller of process" in events[0].reason
+        assert served() == before
+        first = other.token
+    eventually(lambda: len(events) > 1)
+    assert told(events)[1:] == [("promoted", "2")]
+    assert "acts" not in other.take()
+    assert not other.holds()
+    stop.set()
+    thread.join()
+    assert other.take() == "", "it was given back"
+    assert other.token > first + 1, "each holder has a larger token than those before"
 
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
 
-    def _run(self) -> None:
-        body = {"dataframe_split": {"columns": ["x"], "data": [[10.0]]}}
-        with requests.Session() as session:
-            while not self._stop.wait(0.02):
-                self.asked += 1
-                try:
-                    answer = session.post(f"{self._url}/invocations", json=body, timeout=20)
-                    answer.raise_for_status()
-                    self.answers.add(round(float(np.ravel(answer.json()["predictions"])[0]), 3))
-                except requests.RequestException as error:
-                    self.failures.append(str(error))
+def test_the_lease_of_a_dead_controller_is_taken(followed: Path, tmp_path: Path) -> None:
+    dead = Lease(_folder(tmp_path / "dead"), "brief", seconds=4, settle=0.1)
+    heir = Lease(_folder(tmp_path / "heir"), "brief", seconds=4, settle=0.1)
+    assert dead.take() == ""
+    assert dead.holds()
+    assert heir.take()
+    time.sleep(4.5)
+    assert heir.take() == ""
+    assert not dead.holds(), "what it was about to begin, it does not"
+    assert dead.take()
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+def test_a_quarantine_ends_the_rollout_that_runs(
+    followed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look()
+    client, before, target = mlflow.MlflowClient(), served(), open_target("local")
+    bad = "2" if before == "1" else "1"
+    slow = 'strategy: canary\n        config: {canary_steps: "50", step_seconds: 60, '
+    (tmp_path / "lifecycle.yaml").write_text(POLICY.replace("config: {", slow))
+    monkeypatch.setenv("MLFLOW_DEPLOY_POLICY", str(tmp_path / "lifecycle.yaml"))
+    client.set_registered_model_alias(NAME, "champion", bad)
+    events: list[Event] = []
+    thread = threading.Thread(target=lambda: events.extend(look()))
+    with load(target.url(target.require(NAME)), ROW, rate=40, clients=2) as seen:
+        thread.start()
+        eventually(lambda: len(target.require(NAME).weights) == 2)
+        report = quarantine([target], NAME, bad, "wrong units", progress=lambda line: None)
+        thread.join()
+    assert not failed(seen)
+    (affected,) = report.affected
+    assert report.ok, report
+    assert told(events) == [("failed", bad)]
+    record = target.require(NAME)
+    assert (record.stable.model_version, record.weights) == (before, {record.stable.number: 100})
+    assert affected.revision == record.stable.number
+    client.set_registered_model_alias(NAME, "champion", before)
+    assert lift([target], NAME, bad) == [NAME]
+    look()
+
+
+def test_the_command_takes_its_options(followed: Path) -> None:
+    look()
+    policy = os.environ["MLFLOW_DEPLOY_POLICY"]
+    options = ["--once", "--json", "--all", "--model", NAME, "--policy", policy, "--interval", "0.2"]
+    done = CliRunner().invoke(group, ["controller", *options, "--webhook-port", "0", "--lease", "command"])
+    assert done.exit_code == 0, done.output
+    (line,) = [json.loads(each) for each in done.stdout.splitlines()]
+    assert (line["action"], line["reason"].split(":")[0]) == ("listening", "metrics only")
+    bad = CliRunner().invoke(group, ["controller", "--interval", "0.1"])
+    assert (bad.exit_code, "0.2" in bad.output) == (2, True)
+    missing = CliRunner().invoke(group, ["controller", "--once", "--policy", "/nowhere.yaml"])
+    assert missing.exit_code == 1
+    assert "cannot be read" in missing.output
+    told_of = CliRunner().invoke(group, ["controller", "--help"]).output
+    for option in (
+        "--model",
+        "--all",
+        "--policy",
+        "--interval",
+        "--once",
+        "--webhook-port",
+        "--lease",
+        "--json",
+    ):
+        assert option in told_of
 
 
 def test_killed_at_any_moment_it_goes_on(followed: Path) -> None:
@@ -206,7 +287,8 @@ def test_killed_at_any_moment_it_goes_on(followed: Path) -> None:
     moments = random.Random(7)
     command = [str(Path(sys.executable).parent / "mlflow-deploy"), "controller", "--interval", "0.5"]
     met = 0
-    with _Load(url) as load:
+    answers: list[Any] = []
+    with load(url, ROW, rate=40, clients=2, answers=answers) as seen:
         for _ in range(KILLS):
             wanted = "2" if served() == "1" else "1"
             mlflow.MlflowClient().set_registered_model_alias(NAME, "champion", wanted)
@@ -216,22 +298,15 @@ def test_killed_at_any_moment_it_goes_on(followed: Path) -> None:
                 process.kill()
             eventually(lambda wanted=wanted: not told(look()) and settled(wanted))  # type: ignore[misc]
     assert met, "no kill came before the end of a rollout"
-    assert not load.failures
-    assert load.answers == {10.0, 20.0}
-    assert load.asked > 200
+    assert not failed(seen)
+    assert {round(float(np.ravel(each)[0]), 3) for each in answers} == {10.0, 20.0}
+    assert len(answers) > 200
 
 
 def settled(version: str) -> bool:
     """Whether everything says the same."""
     found = (served(), stage_of(version), aliases())
     return found == (version, "Production", {"champion": int(version)})
-
-
-def eventually(condition: Any, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.1)
 
 
 def test_what_is_in_quarantine_stays_out(followed: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -14,10 +13,12 @@ import requests
 from click.testing import CliRunner
 
 from mlflow_deploy.cli import group
-from mlflow_deploy.lifecycle.policy import ModelPolicy, Policy
+from mlflow_deploy.lifecycle.policy import ModelPolicy, Policy, StagePolicy
+from mlflow_deploy.lifecycle.policy_source import TAG
 from mlflow_deploy.lifecycle.promote import promote
 from mlflow_deploy.targets import open_target
-from mlflow_deploy.targets.base import DeploymentRecord
+from mlflow_deploy.targets.base_records import DeploymentRecord
+from tests.e2e.load import failed, load
 from tests.integration.lifecycle.conftest import NAME, Shop
 
 pytestmark = pytest.mark.slow
@@ -46,37 +47,6 @@ def version_of(shop: Shop, what: str) -> Any:
 
 def champion() -> str:
     return str(mlflow.MlflowClient().get_registered_model(NAME).aliases.get("champion", ""))
-
-
-class Load:
-    """Asks the deployment all the time, from another thread."""
-
-    def __init__(self, url: str, body: dict[str, Any]) -> None:
-        self._url, self._body = f"{url}/invocations", body
-        self._stop = threading.Event()
-        self.answers: list[Any] = []
-        self.failures: list[str] = []
-        self._thread = threading.Thread(target=self._run)
-
-    def __enter__(self) -> Load:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        with requests.Session() as session:
-            while not self._stop.wait(0.03):
-                try:
-                    answer = session.post(self._url, json=self._body, timeout=20)
-                except requests.RequestException as error:
-                    self.failures.append(str(error))
-                    continue
-                if answer.status_code != 200:
-                    self.failures.append(answer.text)
-                self.answers.append(answer.json())
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +95,8 @@ def test_what_may_not_go_there_changes_nothing_and_says_why(shop: Shop, first: d
         client.set_model_version_tag(NAME, shop.versions[what], "deploy.approval.Production", who)
     before = record()
     example = json.loads((shop.home / "bundles" / before.stable.bundle / "example.json").read_bytes())
-    with Load(first["deployment"]["url"], example["request"]) as load:
+    answers: list[Any] = []
+    with load(first["deployment"]["url"], example["request"], rate=30, clients=2, answers=answers) as seen:
         for what, (gate, told) in REFUSED.items():
             found = promote(NAME, shop.versions[what], "Production", progress=quiet)
             assert found.outcome == "refused", what
@@ -147,9 +118,9 @@ def test_what_may_not_go_there_changes_nothing_and_says_why(shop: Shop, first: d
             )
             assert f"version {shop.versions[what]} was refused for Production: " in status["detail"]
             assert gate in status["detail"]
-    assert not load.failures
-    assert len(load.answers) > 50
-    assert all(answer["predictions"] == example["predictions"] for answer in load.answers)
+    assert not failed(seen)
+    assert len(answers) > 50
+    assert all(answer == example["predictions"] for answer in answers)
     after = record()
     assert (after.revisions, after.weights) == (before.revisions, before.weights)
     assert champion() == shop.versions["first"]
@@ -232,20 +203,50 @@ def test_gates_for_pipelines(shop: Shop, tmp_path: Path) -> None:
     assert "may go to Staging" in cli("gates", "run", uri, "--stage", "Staging")
 
 
-def test_the_policy_can_be_a_tag(shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_policy_can_be_a_tag_or_an_artifact(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("MLFLOW_DEPLOY_POLICY")
     monkeypatch.chdir(tmp_path)
-    client = mlflow.MlflowClient()
-    client.set_registered_model_tag(
-        NAME, "deploy.policy", "stages: [{name: Canary, alias: next, gates: [security]}]"
-    )
+    client, worse = mlflow.MlflowClient(), shop.versions["worse"]
+    text = "stages: [{name: Canary, alias: next, gates: [security]}]"
+    client.set_registered_model_tag(NAME, TAG, text)
     try:
-        found = promote(NAME, shop.versions["worse"], "canary", progress=quiet)
+        found = promote(NAME, worse, "canary", progress=quiet)
         assert found.outcome == "promoted"
-        assert client.get_registered_model(NAME).aliases["next"] == int(shop.versions["worse"])
+        assert client.get_registered_model(NAME).aliases["next"] == int(worse)
         own = "stages: [{name: Canary, gates: ['os:system']}]"
-        client.set_registered_model_tag(NAME, "deploy.policy", own)
+        client.set_registered_model_tag(NAME, TAG, own)
         told = CliRunner().invoke(group, ["lifecycle", "check", "--model", NAME])
         assert "could run any code here" in str(told.exception)
+
+        run = client.get_model_version(NAME, shop.versions["first"]).run_id
+        client.log_text(run, text.replace("next", "later"), "policies/lifecycle.yaml")
+        client.set_registered_model_tag(NAME, TAG, f"runs:/{run}/policies/lifecycle.yaml")
+        assert promote(NAME, worse, "canary", progress=quiet).outcome == "promoted"
+        assert client.get_registered_model(NAME).aliases["later"] == int(worse)
+        assert "later" in cli("lifecycle", "check", "--model", NAME)
+        for uri, why in (
+            (f"models:/{NAME}/1/MLmodel", "unknown key"),
+            (f"runs:/{run}/none", "cannot be read"),
+        ):
+            client.set_registered_model_tag(NAME, TAG, uri)
+            told = CliRunner().invoke(group, ["lifecycle", "check", "--model", NAME])
+            assert why in str(told.exception)
     finally:
-        client.delete_registered_model_tag(NAME, "deploy.policy")
+        client.delete_registered_model_tag(NAME, TAG)
+
+
+def test_a_policy_need_not_name_its_model(shop: Shop) -> None:
+    stage = StagePolicy(name="Trial", alias="trial", deployment="{model}-trial")
+    found = promote(
+        NAME,
+        shop.versions["worse"],
+        "Trial",
+        policy=ModelPolicy(stages=(stage,)),
+        dry_run=True,
+        progress=quiet,
+    )
+    assert found.ok
+    assert (found.plan.model, found.plan.deployment) == (NAME, f"{NAME}-trial")
+    assert [each.what for each in found.plan.registry] == ["alias trial"]

@@ -20,7 +20,7 @@ from click.testing import CliRunner
 
 from mlflow_deploy.cli import group
 from mlflow_deploy.monitoring.rules import alertmanager
-from tests.e2e.conftest import eventually
+from tests.waiting import eventually
 
 ALERTMANAGER = "/alertmanager"
 """Path of the receiver that Alertmanager posts to."""
@@ -103,7 +103,7 @@ def running(*command: str, ready: str) -> Iterator[None]:
         yield
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
 
 
 @contextmanager

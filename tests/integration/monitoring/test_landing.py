@@ -13,7 +13,8 @@ import pytest
 from mlflow_deploy.monitoring.evidently_report import report_of
 from mlflow_deploy.monitoring.hand_over import lay_down, mark, marks_of, waiting
 from mlflow_deploy.monitoring.jobs import run_due
-from mlflow_deploy.monitoring.landing import MONITORS_TAG, WINDOW_TAG, column_key, experiment_name, land
+from mlflow_deploy.monitoring.landing import MONITORS_TAG, WINDOW_TAG, experiment_name, land
+from mlflow_deploy.monitoring.run_content import column_key
 from mlflow_deploy.monitoring.store import ResultStore
 from tests.unit.monitoring.monitored import START, capture, order, rows
 

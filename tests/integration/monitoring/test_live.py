@@ -15,8 +15,8 @@ from mlflow_deploy.monitoring.dashboards import dashboards, expressions
 from mlflow_deploy.monitoring.exporter import Exporter
 from mlflow_deploy.monitoring.results import WindowResult
 from mlflow_deploy.monitoring.store import ResultStore
-from tests.e2e.conftest import eventually
 from tests.integration.monitoring.programs import Receiver, program, watched
+from tests.waiting import eventually
 
 
 @pytest.fixture

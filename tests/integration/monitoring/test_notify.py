@@ -156,7 +156,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(params=["none", "starttls"])
+@pytest.fixture(params=["none", "starttls", "tls"])
 def post(request: pytest.FixtureRequest, certificate: Path) -> Iterator[tuple[str, int, Post]]:
     """(protection, port, what came) of a mail server; with TLS it wants a login."""
     from aiosmtpd.controller import Controller
@@ -164,7 +164,7 @@ def post(request: pytest.FixtureRequest, certificate: Path) -> Iterator[tuple[st
 
     kept = Post()
     settings: dict[str, Any] = {}
-    if request.param == "starttls":
+    if request.param != "none":
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(certificate / "cert.pem", certificate / "key.pem")
 
@@ -172,8 +172,12 @@ def post(request: pytest.FixtureRequest, certificate: Path) -> Iterator[tuple[st
             kept.users.append((data.login, data.password))
             return AuthResult(success=data.password == b"the password", handled=False)
 
-        settings = {"tls_context": context, "require_starttls": True, "auth_required": True}
-        settings |= {"authenticator": login}
+        settings = {"authenticator": login, "auth_required": True}
+        if request.param == "starttls":
+            settings |= {"tls_context": context, "require_starttls": True}
+        else:
+            # It takes a connection that is TLS from its first byte for one without.
+            settings |= {"ssl_context": context, "auth_require_tls": False}
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -183,6 +187,7 @@ def post(request: pytest.FixtureRequest, certificate: Path) -> Iterator[tuple[st
     controller.stop()
 
 
+@pytest.mark.filterwarnings("ignore:Requiring AUTH while not requiring TLS")
 def test_mail(
     post: tuple[str, int, Post], certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,7 +196,7 @@ def test_mail(
     (tmp_path / "password").write_text("the password\n")
     settings: dict[str, Any] = {"email": "a@example.com,b@example.com", "smtp": f"localhost:{port}"}
     settings["smtp_security"] = protection
-    if protection == "starttls":
+    if protection != "none":
         settings |= {"smtp_user": "monitor", "smtp_password": f"file:{tmp_path}/password"}
     send("email", MESSAGE, AlertSpec.model_validate(settings), now=NOW)
     ((to, mail),) = kept.mails
@@ -199,8 +204,8 @@ def test_mail(
     assert mail["Subject"] == subject(MESSAGE) == "[ALERT] flights: drift"
     assert mail["Message-ID"] == f"<{MESSAGE.id}@mlflow-deploy>"
     assert mail.get_content().splitlines() == text(MESSAGE).splitlines()
-    assert kept.users == ([(b"monitor", b"the password")] if protection == "starttls" else [])
-    if protection == "starttls":
+    assert kept.users == ([(b"monitor", b"the password")] if protection != "none" else [])
+    if protection != "none":
         (tmp_path / "password").write_text("wrong")
         with pytest.raises(NotDeliveredError, match="535"):
             send("email", MESSAGE, AlertSpec.model_validate(settings), now=NOW)

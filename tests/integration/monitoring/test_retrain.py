@@ -14,7 +14,7 @@ from sklearn.linear_model import LinearRegression
 
 from mlflow_deploy.lifecycle import release
 from mlflow_deploy.lifecycle.history import history
-from mlflow_deploy.monitoring.actions import ActionRequest, act_by_program
+from mlflow_deploy.monitoring.action_requests import ActionRequest, act_by_program
 from mlflow_deploy.targets.local import LocalTarget
 
 PROJECT = """

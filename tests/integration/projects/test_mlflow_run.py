@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import mlflow
 import pytest
+from mlflow.deployments import get_deploy_client
 from mlflow.entities import Run
 
-from tests.conftest import ROOT
+from mlflow_deploy.monitoring.store import ResultStore
+from tests.conftest import ROOT, load_project
+from tests.e2e.conftest import processes_of
 
 pytestmark = pytest.mark.slow
 
@@ -98,7 +102,7 @@ def test_main_walks_the_whole_path_and_cleans_up(laptop: Laptop) -> None:
     assert laptop.mlflow("deployments", "get", "-t", "local", "--name", "flight-delay").returncode != 0
 
 
-def test_main_keeps_the_deployment_when_told(laptop: Laptop) -> None:
+def test_main_keeps_the_deployment_when_told(laptop: Laptop, home: Path) -> None:
     keep = ("-P", "keep=true", "-P", "max_iter=20", "-P", "traffic_rows=100")
     laptop.run(ROOT, "-e", "main", "-P", "name=kept", *keep)
     assert laptop.mlflow("deployments", "get", "-t", "local", "--name", "kept").returncode == 0
@@ -106,6 +110,36 @@ def test_main_keeps_the_deployment_when_told(laptop: Laptop) -> None:
     assert "name=kept" in output
     # The version that is served already makes no new revision.
     assert "revision=1" in output
+    _the_monitor_entry_point_judges_what_a_deployment_captured(laptop, home)
+
+
+def _the_monitor_entry_point_judges_what_a_deployment_captured(laptop: Laptop, home: Path) -> None:
+    config = ("monitor.window=50rows", "monitor.min_rows=20", "monitor.grace_seconds=0", "strategy=recreate")
+    words = [word for each in (*config, "capture.flush_seconds=0.1") for word in ("-C", each)]
+    done = laptop.mlflow("deployments", "update", "-t", "local", "--name", "kept", *words)
+    assert done.returncode == 0, done.stderr
+    store = ResultStore(home / "local" / "deployments" / "kept" / "data")
+    jobs = [each for each in processes_of(home) if "watch" in each.cmdline()]
+    assert jobs, "the attached job, which would judge the windows first"
+    try:
+        for job in jobs:
+            job.suspend()
+        data = load_project("flight_delay", "data")["data"]
+        flights = data.load_flights([3])[list(data.FEATURES)].head(100)
+        get_deploy_client("local").predict("kept", flights)
+        time.sleep(1)
+        assert store.results(2) == []
+        output = laptop.run(ROOT, "-e", "monitor", "-P", "deployment=kept")
+    finally:
+        for job in jobs:
+            job.resume()
+    assert "drift" in output
+    assert "performance" in output
+    found = store.results(2, "drift")
+    # One request is not taken apart.
+    assert sum(each.rows for each in found) == 100
+    runs = mlflow.MlflowClient(laptop.uri)
+    assert all(runs.get_run(each.run_id).info.status == "FINISHED" for each in found)
 
 
 def test_a_failed_deployment_ends_with_one_error_line(laptop: Laptop) -> None:

@@ -6,6 +6,7 @@ import json
 import shutil
 import tempfile
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -155,3 +156,30 @@ def copy_into(path: Path) -> Path:
     target = Path(tempfile.mkdtemp()) / path.name
     shutil.copytree(path, target)
     return target
+
+
+def network_bundles(root: Path, frameworks: Mapping[str, str]) -> dict[str, Bundle]:
+    """A network as a bundle of each form.
+
+    Args:
+        frameworks: form -> torch or keras, of which it is made.
+    """
+    from mlflow_deploy.conversion import make_servable
+    from tests.integration.conversion.nets import keras_model, save_keras, save_torch, torch_model
+
+    models = {
+        "torch": save_torch(*torch_model("MLP"), root / "torch"),
+        "keras": save_keras(*keras_model("MLP"), root / "keras"),
+    }
+    found = {}
+    for form, framework in frameworks.items():
+        (root / form).mkdir()
+        made = make_servable(models[framework], root / form, format=form)
+        found[form] = write_bundle(
+            root / "store",
+            model=ModelSource(uri="models:/net/1", name="net", version="1"),
+            servable=made.servable,
+            content=made.content,
+            documents={"signature.json": made.signature, "example.json": made.example},
+        )
+    return found

@@ -44,12 +44,12 @@ class Running:
 
     def client(self, **options: Any) -> httpx.Client:
         """A client of the server."""
-        return httpx.Client(base_url=self.url, timeout=30, **options)
+        return httpx.Client(base_url=self.url, timeout=60, **options)
 
     def stop(self) -> int:
         """SIGTERM; returns the exit status."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(30)
+        return self.process.wait(60)
 
     def lines(self) -> list[dict[str, Any]]:
         """The log so far."""
@@ -86,7 +86,7 @@ def spawn(
     return Running(process, port, log, f"{scheme}://127.0.0.1:{port}")
 
 
-def wait_ready(server: Running, seconds: float = 40, **client: Any) -> Running:
+def wait_ready(server: Running, seconds: float = 120, **client: Any) -> Running:
     """Wait until /ping answers 200."""
     end = time.monotonic() + seconds
     with server.client(**client) as http:
@@ -111,7 +111,7 @@ def running(bundle: Path, folder: Path, **options: Any) -> Iterator[Running]:
         if server.process.poll() is None:
             server.process.terminate()
             try:
-                server.process.wait(20)
+                server.process.wait(60)
             except subprocess.TimeoutExpired:
                 server.process.kill()
                 server.process.wait()

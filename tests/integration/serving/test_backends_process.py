@@ -11,13 +11,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from mlflow_deploy.bundle import Bundle, ModelSource, write_bundle
-from mlflow_deploy.conversion import make_servable
+from mlflow_deploy.bundle import Bundle
 from mlflow_deploy.errors import MissingExtra
 from mlflow_deploy.serving.backends.base import load_model
 from mlflow_deploy.settings import ServingSettings
 from tests.integration.conversion.attempts import same
-from tests.integration.conversion.nets import keras_model, save_keras, save_torch, torch_model
+from tests.integration.serving.bundles import network_bundles
 from tests.integration.serving.running import ROOT, free_port
 
 JSON = {"Content-Type": "application/json"}
@@ -33,24 +32,9 @@ FORMS = {
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
-    root = tmp_path_factory.mktemp("forms")
-    models = {
-        "torch": save_torch(*torch_model("MLP"), root / "torch"),
-        "keras": save_keras(*keras_model("MLP"), root / "keras"),
-    }
-    found = {}
-    for form, (framework, _) in FORMS.items():
-        work = root / form
-        work.mkdir()
-        made = make_servable(models[framework], work, format=form)
-        found[form] = write_bundle(
-            root / "store",
-            model=ModelSource(uri="models:/net/1", name="net", version="1"),
-            servable=made.servable,
-            content=made.content,
-            documents={"signature.json": made.signature, "example.json": made.example},
-        )
-    return found
+    return network_bundles(
+        tmp_path_factory.mktemp("forms"), {form: framework for form, (framework, _) in FORMS.items()}
+    )
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -91,13 +75,13 @@ def test_a_server_of_its_own_answers_the_example(
             f"http://127.0.0.1:{port}/invocations",
             content=b'{"inputs": [[NaN, 0, 0, 0, 0, 0]]}',
             headers=JSON,
-            timeout=30,
+            timeout=120,
         )
         assert refused.status_code in (400, 422)
         assert "does not take missing values" in refused.text
     finally:
         process.terminate()
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
         process.stdout.close()
     loaded = set(line.decode().split()[1:])
     assert loaded <= FORMS[form][1]
@@ -109,7 +93,7 @@ def _post(url: str, document: object) -> dict[str, object]:
     end = time.monotonic() + 20
     while True:
         try:
-            response = httpx.post(url, json=document, timeout=30)
+            response = httpx.post(url, json=document, timeout=60)
         except httpx.TransportError:
             assert time.monotonic() < end
             time.sleep(0.05)

@@ -20,6 +20,7 @@ from mlflow_deploy.serving.auth import add_token
 from tests.integration.serving.bundles import COLUMNS
 from tests.integration.serving.running import Running, running
 from tests.integration.serving.zoo import Animal
+from tests.waiting import eventually
 
 JSON = {"content-type": "application/json"}
 
@@ -157,11 +158,13 @@ def test_metrics_add_up_over_workers(doubles: Bundle, request_body: dict[str, An
                 assert client.post("/invocations", json=request_body).status_code == 200
                 pids.add(client.get("/version").json()["pid"])
         assert len(pids) == 2
-        time.sleep(1)  # each worker counts a few times a second
+        counted = 'mlflow_deploy_requests_total{protocol="mlflow",status="200"} 60.0'
         with server.client() as client:
+            # Each worker counts a few times a second.
+            eventually(lambda: counted in client.get("/metrics").text)
             for _ in range(4):
                 text = client.get("/metrics").text
-                assert 'mlflow_deploy_requests_total{protocol="mlflow",status="200"} 60.0' in text
+                assert counted in text
         assert 'mlflow_deploy_request_seconds_bucket{le="+Inf",protocol="mlflow"} 60.0' in text
         assert "mlflow_deploy_rows_total 62.0" in text or "mlflow_deploy_rows_total 60.0" in text
         assert 'deployment="toy"' in text
@@ -309,8 +312,8 @@ def test_tls(
     try:
         if mutual:
             trust.load_cert_chain(certificates["client.crt"], certificates["client.key"])
-        with httpx.Client(base_url=url, verify=trust, timeout=10) as client:
-            end = time.monotonic() + 20
+        with httpx.Client(base_url=url, verify=trust, timeout=60) as client:
+            end = time.monotonic() + 120
             while time.monotonic() < end:
                 try:
                     if client.get("/ping").status_code == 200:

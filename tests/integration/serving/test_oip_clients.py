@@ -1,7 +1,10 @@
-"""Foreign clients of the Open Inference Protocol: tritonclient over HTTP and gRPC."""
+"""Foreign clients of the Open Inference Protocol: tritonclient and KServe's, over HTTP and gRPC."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -237,3 +240,18 @@ def test_nan_goes_in_and_out_as_json(towers: Running) -> None:
     assert answer.status_code == 200
     assert np.isnan(answer.json()["outputs"][0]["data"][0])
     assert Path(f"/proc/{towers.process.pid}").exists()
+
+
+@pytest.mark.skipif("KSERVE_PYTHON" not in os.environ, reason="KSERVE_PYTHON names no Python with kserve")
+def test_kserve(server: Running) -> None:
+    """KServe's own clients, from elsewhere: its package takes no current psutil, httpx or starlette."""
+    program = Path(__file__).with_name("kserve_client.py")
+    command = [os.environ["KSERVE_PYTHON"], program, str(server.port), str(server.port + 1), "toy"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    print(found)
+    assert found.pop("ready") == [True] * 5
+    assert set(found) == {"json", "binary", "grpc typed", "grpc raw"}
+    assert all(len(predictions) == 3 for predictions in found.values())
+    assert len({tuple(predictions) for predictions in found.values()}) == 1

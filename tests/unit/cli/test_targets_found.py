@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from mlflow_deploy.cli import group
 from mlflow_deploy.errors import DeploymentNotFound
 from mlflow_deploy.images.errors import EngineNotRunning
-from mlflow_deploy.targets.base import DeploymentRecord, RevisionRecord
+from mlflow_deploy.targets.base_records import DeploymentRecord, RevisionRecord
 from mlflow_deploy.targets.finder import find_target, used_targets
 from mlflow_deploy.targets.local import LocalTarget
 

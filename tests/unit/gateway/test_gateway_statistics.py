@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlflow_deploy.gateway.stats import CallStats, Latency
+from mlflow_deploy.gateway.admin import Admin
+from mlflow_deploy.gateway.stats import CallStats, Latency, read_stats
 
 
 def test_quantiles() -> None:
@@ -38,3 +42,30 @@ def test_what_came_since() -> None:
     assert step.latency.bins == {(1.0, 0.1): 3, (2.0, 0.1): 1}
     assert earlier.since(later) is earlier
     assert (earlier + step).requests == later.requests
+
+
+class SlowPage(Admin):
+    """A page that takes as long as through an engine, with an answer that no histogram ever gets."""
+
+    def __init__(self) -> None:
+        self.readings = 0
+
+    def get(self, path: str, **query: str) -> str:
+        self.readings += 1
+        time.sleep(0.15)
+        counts = {"membership_total": 1, "membership_healthy": 1, "upstream_rq_completed": 3}
+        stats: list[object] = [
+            {"name": f"cluster.r1.{name}", "value": value} for name, value in counts.items()
+        ]
+        bins = [{"lower_bound": 3, "width": 0.1, "count": 2}]
+        histogram = {"name": "cluster.r1.upstream_rq_time", "totals": bins}
+        return json.dumps({"stats": [*stats, {"histograms": {"details": [histogram]}}]})
+
+
+def test_an_answer_that_is_in_no_histogram_is_not_waited_for_long() -> None:
+    page, begun = SlowPage(), time.monotonic()
+    served = read_stats(page)[1].served
+    assert (served.requests, served.latency.count) == (3, 2)
+    # More readings than this would keep a rollout on an engine from looking at it for many seconds.
+    assert page.readings <= 6
+    assert time.monotonic() - begun < 5

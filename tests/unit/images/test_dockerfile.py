@@ -34,6 +34,15 @@ def test_a_gpu_runtime() -> None:
     assert "ldconfig" in text
 
 
+def test_a_runtime_with_tensorrt() -> None:
+    plain = runtime_dockerfile(make_spec(device="gpu"), "sha256-0")
+    assert "tensorrt" not in plain
+    assert layout.PROVIDER_VARIABLE not in plain
+    text = runtime_dockerfile(make_spec(device="gpu", gpu_provider="tensorrt"), "sha256-0")
+    assert "-o -name tensorrt_libs" in text
+    assert f"{layout.PROVIDER_VARIABLE}=tensorrt\n" in text
+
+
 def test_debian_packages() -> None:
     text = runtime_dockerfile(make_spec(system_packages="libgomp1,curl=8.0"), "sha256-0")
     assert "apt-get install -y --no-install-recommends curl=8.0 libgomp1 " in text

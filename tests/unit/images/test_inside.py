@@ -11,10 +11,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mlflow_deploy.images import health, install, layout, start
+from mlflow_deploy.serving.config import parse_config
 
 
 @contextmanager
@@ -32,7 +34,7 @@ def answering(*chunks: bytes) -> Iterator[int]:
         thread = threading.Thread(target=answer)
         thread.start()
         yield int(server.getsockname()[1])
-        thread.join(5)
+        thread.join(60)
 
 
 @pytest.mark.parametrize(
@@ -96,11 +98,39 @@ def test_start_becomes_the_server(monkeypatch: pytest.MonkeyPatch, settings: str
     monkeypatch.setenv(layout.FALLBACK_VARIABLE, variable)
     start.main(["--listen-when-ready"])
     path = Path(taken[taken.index("--settings") + 1])
-    assert path.read_text() == settings
+    assert json.loads(path.read_text()) == {"serving": {"device": "gpu", "gpu_fallback": "cpu"}}
     assert path.stat().st_mode & 0o777 == 0o600
     path.unlink()
     assert taken[:5] == [sys.executable, "-m", "mlflow_deploy.serving", "--bundle", layout.BUNDLE]
     assert taken[-1] == "--listen-when-ready"
+
+
+@pytest.mark.parametrize(
+    ("serving", "expected"),
+    [
+        ({}, {"device": "gpu", "gpu_provider": "tensorrt", "gpu_fallback": "cpu"}),
+        # Targets give every setting, also those that nobody chose.
+        (
+            {"device": "auto", "gpu_provider": "auto", "gpu_fallback": "refuse", "workers": 2},
+            {"device": "gpu", "gpu_provider": "tensorrt", "gpu_fallback": "cpu", "workers": 2},
+        ),
+        (
+            {"device": "cpu", "gpu_provider": "cuda"},
+            {"device": "cpu", "gpu_provider": "cuda", "gpu_fallback": "cpu"},
+        ),
+    ],
+)
+def test_a_gpu_image_says_what_the_settings_leave_open(
+    serving: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    environment = {layout.PROVIDER_VARIABLE: "tensorrt", layout.FALLBACK_VARIABLE: "cpu"}
+    document = start.with_gpu({"deployment": "d", "serving": serving}, environment)
+    assert document == {"deployment": "d", "serving": expected}
+    assert parse_config(document).serving.gpu_provider == expected["gpu_provider"]
+
+
+def test_settings_that_are_none_are_left_to_the_server() -> None:
+    assert start.with_gpu({"serving": []}, {}) == {"serving": []}
 
 
 def test_the_programs_need_nothing_installed() -> None:

@@ -43,6 +43,16 @@ def test_a_graph_on_a_gpu(graph: Bundle) -> None:
     assert "onnxruntime" not in found
 
 
+def test_tensorrt_comes_when_it_is_asked_for(graph: Bundle) -> None:
+    asked = wanted(graph, make_spec(device="gpu", gpu_provider="tensorrt")).lines
+    plain = wanted(graph, make_spec(device="gpu")).lines
+    assert [line for line in asked if line not in plain] == ["tensorrt-cu13-libs>=10,<11"]
+    own = make_spec(device="gpu", gpu_provider="tensorrt", extra_requirements="tensorrt-cu12-libs==10.9.0.34")
+    assert [line for line in wanted(graph, own).lines if "tensorrt" in line] == [
+        "tensorrt-cu12-libs==10.9.0.34"
+    ]
+
+
 def test_a_pyfunc_model_gets_its_own_versions(make_pyfunc: Make) -> None:
     bundle = make_pyfunc({"requirements.txt": "mlflow==3.1.0\nscikit-learn==1.6.0  # why\nnumpy==2.0.1\n"})
     found = names(wanted(bundle, make_spec()).lines)

@@ -84,3 +84,8 @@ def test_passwords_are_not_shown() -> None:
 def test_every_field_is_documented() -> None:
     for name, field in ImageSpec.model_fields.items():
         assert field.description, name
+
+
+def test_a_gpu_provider_needs_a_gpu() -> None:
+    with pytest.raises(ConfigError, match=r"gpu_provider=tensorrt goes with device=gpu only"):
+        make_spec(gpu_provider="tensorrt")

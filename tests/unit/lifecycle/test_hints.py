@@ -16,6 +16,7 @@ from mlflow_deploy.ui.watch import hint_of
 REST, PAGES = "/api/2.0/mlflow/", "/prefix/ajax-api/2.0/mlflow/"
 
 
+@pytest.mark.alone
 def test_hints_wait_until_they_are_dealt_with(home: Path) -> None:
     hints, stop = Hints(), threading.Event()
     assert hints.read() == []

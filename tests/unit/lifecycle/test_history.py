@@ -12,7 +12,7 @@ from mlflow_deploy.errors import DeploymentNotFound, StartFailed, UnsupportedCon
 from mlflow_deploy.lifecycle import release, revisions
 from mlflow_deploy.lifecycle.history import history
 from mlflow_deploy.rollout import journal
-from mlflow_deploy.targets.base import DeploymentRecord
+from mlflow_deploy.targets.base_records import DeploymentRecord
 from tests.unit.lifecycle.conftest import quiet
 
 CONFIG = {"gateway": "envoy"}

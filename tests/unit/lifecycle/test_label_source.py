@@ -11,7 +11,8 @@ from mlflow_deploy.errors import MonitorFailed
 from mlflow_deploy.lifecycle import label_source as module
 from mlflow_deploy.lifecycle.label_source import label_source
 from mlflow_deploy.rollout.quality import Outcomes
-from mlflow_deploy.targets.base import Capability, DeploymentRecord
+from mlflow_deploy.targets.base import Capability
+from mlflow_deploy.targets.base_records import DeploymentRecord
 from mlflow_deploy.targets.memory import MemoryTarget
 
 RECORD = DeploymentRecord(

@@ -11,7 +11,7 @@ from mlflow_deploy.errors import DeploymentBusy, MonitorActionFailed
 from mlflow_deploy.lifecycle import release
 from mlflow_deploy.lifecycle.history import history
 from mlflow_deploy.lifecycle.monitor_actions import carry_out
-from mlflow_deploy.monitoring.actions import ActionRequest
+from mlflow_deploy.monitoring.action_requests import ActionRequest
 from tests.unit.lifecycle.conftest import quiet
 
 
@@ -69,7 +69,7 @@ def test_retrain_refuses_a_model_that_is_not_registered(deployed: Any) -> None:
 
 
 def test_a_monitor_acts_through_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mlflow_deploy.monitoring.actions import act_by_program
+    from mlflow_deploy.monitoring.action_requests import act_by_program
 
     monkeypatch.setenv("MLFLOW_DEPLOY_HOME", str(tmp_path))
     with pytest.raises(MonitorActionFailed, match="no deployment 'd1'"):

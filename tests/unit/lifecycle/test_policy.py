@@ -51,7 +51,7 @@ def test_a_model_takes_from_the_default_what_it_leaves_out() -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("models: {a: {stagess: []}}", "'models.a.stagess'. did you mean 'stages'"),
+        ("models: {a: {stagess: []}}", "'models.a.stagess': did you mean 'stages'"),
         ("default: {stages: [{name: Q, config: {strateg: canary}}]}", "did you mean 'strategy'"),
         ("default: {stages: [{name: Q, strategy: fast}]}", "strategy=fast"),
         ("default: {stages: [{name: 'a.b'}]}", "default.stages.0.name"),

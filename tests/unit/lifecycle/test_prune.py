@@ -14,7 +14,7 @@ import pytest
 from mlflow_deploy.config import state_home
 from mlflow_deploy.lifecycle.prune import prune
 from mlflow_deploy.lifecycle.steps import now
-from mlflow_deploy.targets.base import DeploymentRecord, RevisionRecord
+from mlflow_deploy.targets.base_records import DeploymentRecord, RevisionRecord
 from mlflow_deploy.targets.local import LocalTarget
 from mlflow_deploy.targets.supervisor import Program
 from tests.unit.lifecycle.conftest import quiet

@@ -113,3 +113,28 @@ def test_why_there_is_none(adder: Conversion) -> None:
     problem = Validation(frame=pd.DataFrame(), label=None, source="s", problem="it is gone")
     assert "it is gone" in make_reference(adder, problem, CaptureSettings(), lambda _: None).notes[0]
     assert "'x'" in made(adder, pd.DataFrame({"y": [1.0], "z": [2.0]})).notes[0]
+
+
+def test_probabilities_go_by_the_names_of_their_classes(tmp_path: Path) -> None:
+    from mlflow.models import infer_signature
+    from sklearn.linear_model import LogisticRegression
+
+    from mlflow_deploy.conversion.choose import make_servable
+    from tests.integration.serving.bundles import save_sklearn
+
+    random = np.random.default_rng(0)
+    frame = pd.DataFrame({"x": random.normal(size=600)})
+    truth = np.where(frame["x"] + random.normal(size=600) > 0, "late", "early")
+    model = LogisticRegression().fit(frame, truth)
+    signature = infer_signature(frame, model.predict_proba(frame))
+    folder = save_sklearn(model, tmp_path / "model", signature, pyfunc_predict_fn="predict_proba")
+    (tmp_path / "work").mkdir()
+    conversion = make_servable(folder, tmp_path / "work", format="onnx")
+    assert conversion.servable.classes == ("early", "late")
+    # Nothing was late: the labels alone do not tell whose probabilities these are.
+    rows = frame.assign(truth=truth)[truth == "early"]
+    validation = Validation(frame=rows, label="truth", source="test")
+    reference = make_reference(conversion, validation, CaptureSettings(), lambda _: None)
+    quality = profile_of(reference).quality
+    assert quality is not None
+    assert quality.classes == ("early", "late")

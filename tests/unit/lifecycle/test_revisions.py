@@ -10,7 +10,7 @@ import pytest
 from mlflow_deploy.config import state_home
 from mlflow_deploy.errors import DeploymentBusy, RevisionInUse, RevisionNotFound
 from mlflow_deploy.lifecycle import release, revisions
-from mlflow_deploy.targets.base import RolloutRecord
+from mlflow_deploy.targets.base_records import RolloutRecord
 from tests.unit.lifecycle.conftest import quiet
 
 

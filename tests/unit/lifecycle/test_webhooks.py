@@ -109,7 +109,7 @@ def port(home: Path) -> Iterator[int]:
 def ask(
     port: int, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
 ) -> tuple[int, str]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.request(method, path, body or None, headers or {})
     answer = connection.getresponse()
     found = answer.status, answer.read().decode()

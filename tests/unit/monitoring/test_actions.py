@@ -11,7 +11,8 @@ import pytest
 
 from mlflow_deploy.config_monitor import ActionSpec, AlertSpec
 from mlflow_deploy.errors import DeploymentBusy
-from mlflow_deploy.monitoring.actions import ActionRequest, after_window, work_off
+from mlflow_deploy.monitoring.action_requests import ActionRequest
+from mlflow_deploy.monitoring.actions import after_window, work_off
 from mlflow_deploy.monitoring.alert_state import read_state
 from mlflow_deploy.monitoring.results import WindowResult
 

@@ -141,6 +141,11 @@ def _zoned(table: pa.Table) -> pa.Table:
     return table.append_column("when", when)
 
 
+def _times(table: pa.Table) -> pa.Table:
+    when = pa.array([START] * len(table), pa.timestamp("us", tz="America/New_York"))
+    return table.set_column(table.column_names.index("x"), "x", when)
+
+
 def _one_answer(table: pa.Table) -> pa.Table:
     return table.set_column(
         table.column_names.index("prediction"), "prediction", pa.array(np.ones(len(table), np.int64))
@@ -154,6 +159,7 @@ ODD = {
     "a column of another type": (_text, "alert", "x"),
     "infinite values": (_infinite, "alert", "inf"),
     "a new column with time zones": (_zoned, "ok", ""),
+    "times with a zone for numbers": (_times, "alert", "x"),
     "one class only": (_one_answer, "alert", "prediction"),
     "few rows": (lambda table: table.slice(0, 20), "not_enough_data", "20"),
     "no rows": (lambda table: table.slice(0, 0), "not_enough_data", ""),
@@ -177,6 +183,21 @@ def test_odd_rows_are_a_reported_state_and_the_next_window_is_judged(tmp_path: P
     assert one(results, "drift", 1).state == "ok"
     assert one(results, "performance", 0).state in ("ok", "warning", "alert", "not_enough_data")
     assert "error" not in {each.state for each in results}
+
+
+@pytest.mark.parametrize("case", [name for name, (_, state, _) in ODD.items() if state != "not_enough_data"])
+def test_odd_rows_can_become_the_reference(tmp_path: Path, case: str) -> None:
+    order(tmp_path, profile=False, **{"monitor.reference_rows": 500, "monitor.kinds": "drift"})
+    capture(tmp_path, ODD[case][0](rows(500, 0)[0]), "a")
+    for hour in (1, 2):
+        capture(tmp_path, rows(500, hour)[0], f"b{hour}")
+    results = run(tmp_path, 3)
+    states = [one(results, "drift", hour).state for hour in (0, 1, 2)]
+    assert states[0] == "ok"
+    # Normal rows after odd ones are a change, but for columns of which the reference knows nothing.
+    changed = not {"vanished", "zones", "zone"} & set(case.split())
+    assert set(states[1:]) <= ({"warning", "alert"} if changed else {"ok", "alert"}), states
+    assert "the first 500 captured rows" in " ".join(one(results, "drift", 1).notes)
 
 
 def test_failed_requests_are_errors_and_no_missing_values(tmp_path: Path) -> None:
@@ -229,6 +250,31 @@ def test_a_damaged_profile_is_an_error_that_says_what_to_do(tmp_path: Path) -> N
     broken = one(run(tmp_path, 1), "drift", 0)
     assert broken.state == "error"
     assert "reference profile" in broken.summary
+
+
+def test_an_alert_is_told_before_the_rest_of_a_backlog_is_judged(tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    program = tmp_path / "tell.py"
+    program.write_text(
+        "import pathlib, sys\n"
+        f"done = len(list(pathlib.Path({str(tmp_path)!r}).glob('monitor/rev-1/drift/[0-9]*.json')))\n"
+        f"print(done, file=open({str(told)!r}, 'a'))\n"
+    )
+    order(
+        tmp_path,
+        **{
+            "monitor.kinds": "drift",
+            "monitor.window": "500rows",
+            "monitor.grace_seconds": 0,
+            "monitor.alert.command": f"{sys.executable} {program}",
+            "monitor.alert.group_seconds": 0,
+        },
+    )
+    capture(tmp_path, rows(3000, 0, shift=1.0)[0], "a")
+    command = [sys.executable, "-m", "mlflow_deploy.monitoring.job", "round", str(tmp_path)]
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    assert told.read_text().split() == ["1"]
+    assert [each.state for each in ResultStore(tmp_path).results()] == ["alert"] * 6
 
 
 # --- kills -------------------------------------------------------------------------------------------------

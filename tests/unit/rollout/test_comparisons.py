@@ -15,7 +15,7 @@ from mlflow_deploy.rollout.disagreement import Disagreement
 from mlflow_deploy.rollout.quality import Outcomes, judge_quality
 from mlflow_deploy.rollout.shift import AnswerShift
 from mlflow_deploy.serving.recorder import Record
-from mlflow_deploy.targets.base import ShadowReport
+from mlflow_deploy.targets.base_records import ShadowReport
 
 SPEC = AnalysisSpec()
 

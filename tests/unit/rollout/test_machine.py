@@ -16,7 +16,8 @@ from mlflow_deploy.rollout import machine, moves, recording
 from mlflow_deploy.rollout.quality import Labels, Outcomes
 from mlflow_deploy.rollout.strategies import Step, check_strategy, first_replicas, steps_of
 from mlflow_deploy.serving.recorder import Record
-from mlflow_deploy.targets.base import Capability, DeploymentRecord, RevisionRecord
+from mlflow_deploy.targets.base import Capability
+from mlflow_deploy.targets.base_records import DeploymentRecord, RevisionRecord
 from mlflow_deploy.targets.memory import MemoryTarget
 from mlflow_deploy.testing.targets import record_of, revision_of
 

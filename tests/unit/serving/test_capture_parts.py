@@ -20,6 +20,7 @@ from mlflow_deploy.errors import ConfigError, UnknownSetting
 from mlflow_deploy.serving.arrow_stream import Column, StreamFiles, make_batch
 from mlflow_deploy.serving.capture import Capture
 from mlflow_deploy.serving.capture_columns import Answers, Features
+from mlflow_deploy.serving.capture_records import RowRecords
 from mlflow_deploy.serving.capture_retention import expire
 from mlflow_deploy.serving.config import ServerConfig, parse_config
 from mlflow_deploy.serving.errors import RequestError
@@ -160,13 +161,15 @@ def test_features_of_python_models() -> None:
 
 
 def test_answers_and_probabilities() -> None:
-    def columns(*named: tuple[str, Any]) -> dict[str, list[Any]]:
+    def columns(*named: tuple[str, Any], classes: tuple[str, ...] = ()) -> dict[str, list[Any]]:
         result = tuple((name, np.asarray(value)) for name, value in named)
-        return values(Answers(lambda given: given, 256).columns([result, result], [2, 2]))
+        return values(Answers(lambda given: given, 256, classes).columns([result, result], [2, 2]))
 
     assert columns(("predictions", [1, 0])) == {"prediction": [1, 0, 1, 0]}
     assert columns(("predictions", [[1.0], [2.0]])) == {"prediction": [1.0, 2.0, 1.0, 2.0]}
     assert list(columns(("predictions", [[0.25, 0.75], [1.0, 0.0]]))) == ["probability_0", "probability_1"]
+    named = columns(("predictions", [[0.25, 0.75], [1.0, 0.0]]), classes=("no", "yes"))
+    assert list(named) == ["probability_no", "probability_yes"]
     assert list(columns(("predictions", [[5.0, 7.0], [1.0, 0.0]]))) == ["prediction_0", "prediction_1"]
     assert list(columns(("label", ["a", "b"]), ("score", [0.1, 0.2]))) == [
         "prediction_label",
@@ -209,7 +212,7 @@ def test_putting_costs_the_request_next_to_nothing(tmp_path: Path) -> None:
 
     config = ServerConfig(data=str(tmp_path), capture=CaptureSettings(queue_requests=1_000_000))
     capture = Capture(bundle(), config)
-    call: Any = SimpleNamespace(rows=1)
+    call: Any = SimpleNamespace(rows=1, asked={}, answer=[])
     best = 1.0
     for _ in range(20):
         begun = perf_counter()
@@ -248,3 +251,44 @@ def test_settings_from_the_command_line() -> None:
             parse_spec({"capture": wrong})
         with pytest.raises((ConfigError, UnknownSetting)):
             parse_config({"capture": {**wrong, "hash": ["a"]} if "hash" in wrong else wrong})
+
+
+def one_row(packer: RowPacker, number: int, answer: list[Any]) -> Any:
+    packed = packer([[number, 0.5]])
+    return SimpleNamespace(rows=1, asked=packed, answer=answer)
+
+
+def test_records_hold_what_calls_hold(tmp_path: Path) -> None:
+    """Requests of one row become records; the others, and what does not fit, are kept beside them."""
+    packer = RowPacker("X", "float32", 2)
+    capture = Capture(
+        bundle(Feed(name="X", dtype="float32", columns=("a", "b"))), ServerConfig(data=str(tmp_path))
+    )
+    capture._answers = Answers(lambda result: [("label", result[0]), ("p", result[1])], 64)
+    ids = [f"{number:036d}" for number in range(3)]
+    for number, request_id in enumerate([*ids, "short", "x" * 41, "é" * 36]):
+        answer = [np.array([number], np.int64), np.array([[0.25, 0.75]], np.float32)]
+        capture.put(request_id, float(number), 0.5, 200, one_row(packer, number, answer))
+    wide = [np.array([9], np.int64), np.array([[0.25, 0.25, 0.5]], np.float32)[:, ::2]]
+    capture.put("x" * 36, 9.0, 0.5, 200, one_row(packer, 9, wide))
+    capture.put("y" * 36, 10.0, 0.5, 400, None)
+    assert [isinstance(each, bytes) for each in capture._queue] == [True] * 4 + [False] * 4
+    ids += ["short", "x" * 41]
+    capture.close()
+    (path,) = tmp_path.rglob("*.arrows")
+    rows = read(path).to_pylist()
+    assert [row["_request_id"] for row in rows] == [*ids, "é" * 36, "x" * 36, "y" * 36]
+    assert [row["a"] for row in rows] == [0, 1, 2, 3, 4, 5, 9, None]
+    assert [row["prediction_label"] for row in rows] == [0, 1, 2, 3, 4, 5, 9, None]
+    assert [row["prediction_p_1"] for row in rows] == [0.75] * 6 + [0.5, None]
+    assert {row["_latency_ms"] for row in rows} == {500.0}
+    assert [row["_status"] for row in rows] == [200] * 7 + [400]
+    assert (rows[3]["_time"] - rows[0]["_time"]).total_seconds() == pytest.approx(3, abs=0.5)
+    assert capture.counts.kept == 8
+
+
+def test_outputs_that_are_text_have_no_records() -> None:
+    records, packer = RowRecords(), RowPacker("X", "float32", 1)
+    given = packer([[1.0]])
+    assert records.pack("x" * 36, 0.0, 0.0, given, [np.array(["a"], object)]) is None
+    assert records.pack("x" * 36, 0.0, 0.0, given, [np.array([1.0])]) is None

@@ -134,6 +134,7 @@ def test_calls_of_other_shapes_are_not_stacked() -> None:
     assert max(model.sizes) <= 3
 
 
+@pytest.mark.alone
 def test_a_leader_waits_for_others_only_as_long_as_it_may() -> None:
     model = Doubling()
     batcher = Batcher(model, max_rows=4, delay_seconds=0.2, runners=1)
@@ -152,6 +153,7 @@ def test_a_waiting_call_gives_up_at_its_deadline() -> None:
     assert [type(result) for result in results].count(DeadlineExceeded) == 2
 
 
+@pytest.mark.alone
 def test_an_uninterruptible_model_keeps_its_slot_but_not_its_caller() -> None:
     plane = DataPlane(Doubling(0.4, interruptible=False), ServingSettings(threads=1, deadline_seconds=0.1))
     begun = time.perf_counter()

@@ -57,6 +57,7 @@ def test_nobody_waits_for_callers_that_do_not_exist() -> None:
     assert 32 in seen[10:]
 
 
+@pytest.mark.alone
 def test_a_thread_rests_only_while_enough_others_answer() -> None:
     crew = Crew(1)
     crew.finished(100.0)

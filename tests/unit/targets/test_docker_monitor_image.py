@@ -11,8 +11,7 @@ import mlflow_deploy
 from mlflow_deploy.targets import docker_monitor_image
 
 PACKAGE = Path(mlflow_deploy.__file__).parent
-ROOT = "app/mlflow_deploy/"
-MODULES = sorted(name[len(ROOT) :] for name in docker_monitor_image._own_files() if name.startswith(ROOT))
+MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in docker_monitor_image._own_files())
 
 
 def imported(path: Path) -> set[str]:

@@ -12,7 +12,7 @@ from mlflow_deploy.bundle import Bundle
 from mlflow_deploy.config import DeploymentSpec, parse_spec
 from mlflow_deploy.errors import ConfigError
 from mlflow_deploy.gateway.spec import Mirror, Sticky
-from mlflow_deploy.targets.base import DeploymentRecord
+from mlflow_deploy.targets.base_records import DeploymentRecord
 from mlflow_deploy.targets.gateway_spec import gateway_spec, traffic_of
 from mlflow_deploy.targets.local_logs import read_logs
 from mlflow_deploy.targets.local_ports import PortBook

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import itertools
 import json
 import os
@@ -10,6 +9,7 @@ import random
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import util
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -77,7 +77,8 @@ def start(worker: Worker, host: str, port: int, guard: Guard | None) -> Any:
             f"gRPC cannot bind {address}", why=str(error), hint="Set serving.grpc_port"
         ) from error
     server.start()
-    atexit.register(lambda: server.stop(settings.drain_seconds).wait())
+    # The workers end by multiprocessing's own exit, which knows nothing of other hooks.
+    util.Finalize(server, lambda: server.stop(settings.drain_seconds).wait(), exitpriority=20)
     return server
 
 
@@ -140,11 +141,31 @@ class Service:
                 if self._worker.capture is not None and name == "ModelInfer":
                     given = self._id(request, context)
                     self._worker.capture.put(given, clock.arrived, ended - clock.arrived, status, clock.call)
+                if self._worker.tracing is not None and name == "ModelInfer":
+                    self._trace(request, context, status, clock, ended)
                 if self._worker.recorder.on and name == "ModelInfer":
                     sent = dict(context.invocation_metadata())
                     self._record(request, response, sent, status, ended - clock.arrived)
 
         return answer
+
+    def _trace(self, request: Any, context: Any, status: int, clock: Clock, ended: float) -> None:
+        assert self._worker.tracing is not None
+        sent = {key: str(value) for key, value in context.invocation_metadata()}
+        self._worker.tracing.answered(
+            f"{SERVICE}/ModelInfer",
+            {
+                "rpc.system": "grpc",
+                "rpc.service": SERVICE,
+                "rpc.method": "ModelInfer",
+                "mlflow_deploy.request_id": sent.get("x-request-id") or request.id,
+            },
+            {key: sent.get(key) for key in ("traceparent", "tracestate")},
+            status=status,
+            arrived=clock.arrived,
+            ended=ended,
+            call=clock.call,
+        )
 
     def _id(self, request: Any, context: Any) -> str:
         """The id of a request: the one of HTTP, or the protocol's own, or one of ours."""

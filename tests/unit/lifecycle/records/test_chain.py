@@ -18,7 +18,7 @@ from mlflow_deploy.lifecycle.records.record import (
     key_of,
     to_content,
 )
-from mlflow_deploy.targets.base import TrafficPoint
+from mlflow_deploy.targets.base_records import TrafficPoint
 from mlflow_deploy.targets.memory import MemoryTarget
 
 

@@ -11,7 +11,7 @@ from mlflow_deploy.lifecycle.records.chain import append
 from mlflow_deploy.lifecycle.records.moments import parse_moment
 from mlflow_deploy.lifecycle.records.record import Served
 from mlflow_deploy.lifecycle.records.served import served_at
-from mlflow_deploy.targets.base import TrafficPoint
+from mlflow_deploy.targets.base_records import TrafficPoint
 from mlflow_deploy.targets.memory import MemoryTarget
 from tests.unit.lifecycle.records.test_chain import draft
 
