@@ -153,6 +153,12 @@ class AlertState(msgspec.Struct, kw_only=True):
     failed: int = 0
     actions: list[ActionEntry] = []
 
+    @property
+    def calm(self) -> bool:
+        """No problem goes on, and nobody waits to be told."""
+        told = all(each.level == each.told == "ok" for each in self.standings)
+        return told and not (self.pending or self.deliveries)
+
     def standing(self, revision: int, kind: MonitorKind, topic: Topic) -> Standing:
         """The standing of a topic, made when it is new."""
         for standing in self.standings:

@@ -34,6 +34,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def _round(data: Path) -> int:
+    from mlflow_deploy.monitoring.alert_state import read_state
     from mlflow_deploy.monitoring.alerts import follow_up
     from mlflow_deploy.monitoring.jobs import each_due
 
@@ -45,8 +46,8 @@ def _round(data: Path) -> int:
                 "%s of revision %d, %s to %s: %s: %s",
                 result.kind, result.revision, result.start, result.end, result.state, result.summary,
             )  # fmt: skip
-            if result.state in ("warning", "alert"):
-                # Nobody waits for it until the other windows of a long downtime are judged.
+            if result.state in ("warning", "alert", "error") or not read_state(data).calm:
+                # Nobody waits for a problem, or its end, until the other windows of a long downtime are judged.
                 follow_up(data, fresh)
                 fresh.clear()
     finally:

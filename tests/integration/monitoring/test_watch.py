@@ -68,6 +68,27 @@ def test_a_server_that_does_not_answer_delays_no_verdict(tmp_path: Path) -> None
     assert not [each.run_id for each in results.results() if each.run_id]
 
 
+def test_a_problem_and_its_end_are_told_before_the_other_windows_of_a_downtime_are_judged(
+    tmp_path: Path,
+) -> None:
+    data, program, told = tmp_path / "data", tmp_path / "tell.py", tmp_path / "told"
+    program.write_text(
+        "import json, pathlib, sys\n"
+        "status = json.load(sys.stdin)['status']\n"
+        "judged = len(list(pathlib.Path(sys.argv[1]).glob('monitor/rev-1/drift/[0-9]*.json')))\n"
+        "print(status, judged, file=open(sys.argv[2], 'a'))\n"
+    )
+    config = {"window": "200rows", "grace_seconds": 0, "kinds": "drift", "alert.group_seconds": 0}
+    config["alert.command"] = f"{sys.executable} {program} {data} {told}"
+    order(data, **{f"monitor.{name}": value for name, value in config.items()})
+    for hour, shift in enumerate((0, 3, 0, 0, 0)):
+        capture(data, rows(200, hour, shift=shift)[0], f"h{hour}")
+    job = [sys.executable, "-m", "mlflow_deploy.monitoring.job", "round", str(data)]
+    subprocess.run(job, check=True, stderr=subprocess.DEVNULL)
+    assert len(ResultStore(data).results()) == 5
+    assert told.read_text().splitlines() == ["firing 2", "recovered 3"]
+
+
 @contextmanager
 def watching(data: Path, **environment: str) -> Iterator[None]:
     """The job of a data folder."""
