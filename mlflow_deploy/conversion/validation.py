@@ -15,6 +15,7 @@ from mlflow_deploy.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
+    from mlflow.entities import Run
 
 ARTIFACT = "validation/rows.parquet"
 """Artifact of a run that holds its validation rows when no dataset of context `validation` is logged."""
@@ -54,7 +55,8 @@ TRAINING = ("training", "train")
 def from_run(run_id: str, *, contexts: Sequence[str] = VALIDATION) -> Validation | None:
     """The validation rows of a run, or None when it has none.
 
-    Looks for a dataset input with such a context, then for the artifact `validation/rows.parquet`.
+    Looks for a dataset input with such a context, and for validation rows then for the artifact
+    `validation/rows.parquet`.
     The label is the one column that the signature of the run's model does not name. Rows that exist but
     cannot be read give a `Validation` whose `problem` says why.
 
@@ -74,11 +76,10 @@ def from_run(run_id: str, *, contexts: Sequence[str] = VALIDATION) -> Validation
         ),
         None,
     )
-    if source is None:
-        folder, _, name = ARTIFACT.rpartition("/")
-        if not any(Path(item.path).name == name for item in client.list_artifacts(run_id, folder)):
-            return None
+    if source is None and contexts == VALIDATION and _has_artifact(run):
         source = f"runs:/{run_id}/{ARTIFACT}"
+    if source is None:
+        return None
     try:
         frame = _read(source)
     except DataError as error:
@@ -90,6 +91,15 @@ def column_beyond(frame: pd.DataFrame, shape: tuple[int, ...]) -> str | None:
     """The last column of a table that has one column more than a tensor has numbers: the true answers."""
     size = math.prod(shape[1:])
     return str(frame.columns[-1]) if size > 0 and frame.shape[1] == size + 1 else None
+
+
+def _has_artifact(run: Run) -> bool:
+    # By the run's own place: by its id MLflow asks the server four times on the way.
+    from mlflow.artifacts import list_artifacts
+
+    folder, _, name = ARTIFACT.rpartition("/")
+    found = list_artifacts(artifact_uri=f"{run.info.artifact_uri.rstrip('/')}/{folder}")
+    return any(Path(item.path).name == name for item in found)
 
 
 def _dataset_uri(dataset: Any) -> str:

@@ -40,6 +40,7 @@ class ResolvedModel:
         version: its version, or an empty string.
         model_id: MLflow's `m-...` id, or an empty string.
         run_id: run that logged it, or an empty string.
+        registered: the registered version as it was then, where the URI names one.
     """
 
     asked: str
@@ -48,6 +49,7 @@ class ResolvedModel:
     version: str = ""
     model_id: str = ""
     run_id: str = ""
+    registered: ModelVersion | None = dataclasses.field(default=None, repr=False, compare=False)
 
 
 def resolve(uri: str) -> ResolvedModel:
@@ -112,19 +114,20 @@ def fetch(model: ResolvedModel, folder: Path) -> tuple[Path, ModelSource]:
 def versions_of(model: ResolvedModel) -> list[ModelVersion]:
     """The registered versions that a model is, also when it was named by a run or by its id.
 
-    Empty for a model that is registered nowhere, such as a folder.
+    The version that the URI named is as it was when it was looked up. Empty for a model that is registered
+    nowhere, such as a folder.
 
     Raises:
         RegistryUnreachable: the MLflow server does not answer.
     """
-    if not (model.name or model.model_id or model.run_id):
+    if model.registered is not None:
+        return [model.registered]
+    if not (model.model_id or model.run_id):
         return []
     import mlflow
 
     with registry_errors(model.asked):
         client = mlflow.MlflowClient()
-        if model.name:
-            return [client.get_model_version(model.name, model.version)]
         found: list[ModelVersion] = []
         ids = {model.model_id} if model.model_id else set()
         if not ids and model.run_id:
@@ -230,6 +233,7 @@ def _resolve_registered(asked: str, rest: str) -> ResolvedModel:
         version=str(version.version),
         model_id=getattr(version, "model_id", None) or "",
         run_id=version.run_id or "",
+        registered=version,
     )
 
 

@@ -63,6 +63,7 @@ class Lease:
         self._lock = threading.Lock()
         self._mine: Held | None = None
         self._watched: tuple[Held, float] | None = None
+        self._experiment = ""
         self.other_lives = False
         """Whether the other holder has renewed it while we watched."""
 
@@ -152,6 +153,7 @@ class Lease:
 
         with registry_errors(EXPERIMENT):
             experiment = mlflow.MlflowClient().get_experiment_by_name(EXPERIMENT)
+        self._experiment = experiment.experiment_id if experiment else ""
         value = experiment.tags.get(self._tag, "") if experiment else ""
         try:
             return msgspec.json.decode(value, type=Held) if value else Held()
@@ -161,14 +163,14 @@ class Lease:
             ) from error
 
     def _write(self, held: Held) -> None:
+        """Set the tag of the experiment that was read just before."""
         import mlflow
 
         text = msgspec.json.encode(msgspec.structs.replace(held, renewed_at=time.time())).decode()
         with registry_errors(EXPERIMENT):
             client = mlflow.MlflowClient()
-            experiment = client.get_experiment_by_name(EXPERIMENT)
-            number = experiment.experiment_id if experiment else client.create_experiment(EXPERIMENT)
-            client.set_experiment_tag(number, self._tag, text)
+            self._experiment = self._experiment or client.create_experiment(EXPERIMENT)
+            client.set_experiment_tag(self._experiment, self._tag, text)
 
 
 def _identity(home: Path) -> str:
