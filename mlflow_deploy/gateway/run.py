@@ -5,7 +5,6 @@ Envoy keeps the process id, so signals of a supervisor reach it, and the kernel 
 
 from __future__ import annotations
 
-import ctypes
 import os
 import resource
 import signal
@@ -14,8 +13,8 @@ from typing import NoReturn
 
 from mlflow_deploy.errors import DeployError
 from mlflow_deploy.gateway.binary import envoy_binary
+from mlflow_deploy.processes import die_with_parent
 
-_PR_SET_PDEATHSIG = 1
 _BROKEN = 78
 
 
@@ -25,21 +24,16 @@ def main(folder: str, *arguments: str) -> NoReturn:
     Raises:
         SystemExit: that is not possible.
     """
-    parent = os.getppid()
     try:
         binary = envoy_binary()
         os.chdir(folder)
     except (DeployError, OSError) as error:
         sys.stderr.write(f"Error: {error}\n")
         sys.exit(_BROKEN)
-    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "the kernel refuses PR_SET_PDEATHSIG")
+    die_with_parent(signal.SIGTERM)
     # supervisord gives 1024 files, which is fewer connections than the gateway lets in.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    if os.getppid() != parent:
-        # It died before the request reached the kernel.
-        sys.exit(0)
     os.execv(binary, [str(binary), *arguments])  # noqa: S606
 
 

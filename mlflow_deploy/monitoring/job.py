@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import json
 import logging
 import os
@@ -22,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_deploy.errors import DeployError
 from mlflow_deploy.monitoring.watch import QUIET, Watch
+from mlflow_deploy.processes import die_with_parent
 
 if TYPE_CHECKING:
     from mlflow_deploy.monitoring.results import WindowResult
 
 _LOG = logging.getLogger("mlflow_deploy.monitor")
-_PR_SET_PDEATHSIG = 1
 
 
 # --- what processes of a round do --------------------------------------------------------------------------
@@ -220,11 +219,11 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     if options.command == "watch":
         if options.die_with_parent:
-            _die_with_parent(signal.SIGTERM)
+            die_with_parent(signal.SIGTERM)
         return Watch(options.data).run()
     if options.command in _ROUNDS:
         # Killed with the loop: the next one does this round again, and never two at once.
-        _die_with_parent(signal.SIGKILL)
+        die_with_parent(signal.SIGKILL)
         os.nice(10)
         try:
             return _ROUNDS[options.command](options.data)
@@ -243,11 +242,6 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     sys.stdout.write(msgspec.json.encode(answer).decode() + "\n")
     return 0
-
-
-def _die_with_parent(number: signal.Signals) -> None:
-    """Have the kernel send this process a signal when its parent dies."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import socket
 import sys
 from pathlib import Path
+
+from mlflow_deploy.processes import die_with_parent
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -17,14 +18,13 @@ def main(arguments: list[str] | None = None) -> int:
     configuration that cannot serve.
     """
     options = _parse(arguments)
-    parent = os.getppid()
     from mlflow_deploy.bundle import read_bundle
     from mlflow_deploy.errors import DeployError, PortInUse
     from mlflow_deploy.serving import logs
     from mlflow_deploy.serving.config import read_config
     from mlflow_deploy.serving.metrics import SharedMetrics
     from mlflow_deploy.serving.recorder import SharedRecorder
-    from mlflow_deploy.serving.server import BROKEN, Server, die_with_parent
+    from mlflow_deploy.serving.server import BROKEN, Server
     from mlflow_deploy.serving.worker import Launch
 
     try:
@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"Error: {error.text}\n")
         return error.exit_status
     if options.die_with_parent:
-        die_with_parent(signal.SIGTERM, parent)
+        die_with_parent(signal.SIGTERM)
     workers = config.serving.workers
     launch = Launch(bundle, config, SharedMetrics(workers), SharedRecorder(workers))
     return Server(launch, options.host, options.port, wait=options.listen_when_ready).run()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import math
 import os
@@ -21,6 +20,7 @@ from granian.log import LogLevels
 from granian.server import mp
 from granian.server.mp import MPServer
 
+from mlflow_deploy.processes import die_with_parent
 from mlflow_deploy.serving.auth import Guard
 from mlflow_deploy.serving.http import App
 from mlflow_deploy.serving.logs import logger
@@ -34,18 +34,6 @@ BROKEN = 78
 """Exit status for a bundle or configuration that can never serve; EX_CONFIG of sysexits.h."""
 
 _SPARE_THREADS = 8  # for /ping, /metrics and refusals while all others hold requests
-_PR_SET_PDEATHSIG = 1
-
-
-def die_with_parent(number: signal.Signals, parent: int) -> None:
-    """Have the kernel send this process a signal when its parent, which has this process id, dies."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0) != 0:
-        error = ctypes.get_errno()
-        raise OSError(error, os.strerror(error))
-    if os.getppid() != parent:
-        # It died before the request reached the kernel.
-        os.kill(os.getpid(), number)
 
 
 class Server(MPServer):
