@@ -19,6 +19,7 @@ from mlflow_deploy.errors import (
     RegistryUnreachable,
     nearest,
 )
+from mlflow_deploy.reachable import no_answer
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -263,7 +264,8 @@ def registry_errors(asked: str) -> Iterator[None]:
 
     registry = mlflow.get_registry_uri()
     for server in {registry, mlflow.get_tracking_uri()}:
-        _preflight(server)
+        if reason := no_answer(server, seconds=_PREFLIGHT_SECONDS):
+            raise RegistryUnreachable(server, reason)
     try:
         yield
     except DeployError:
@@ -296,16 +298,3 @@ def registry_changes(what: str) -> Iterator[None]:
             yield
     except ModelNotFound as error:
         raise RegistryRefused(what, error.why) from error
-
-
-def _preflight(server: str) -> None:
-    """Ask an HTTP server once, since MLflow itself would retry an absent one for minutes."""
-    if not server.startswith(("http://", "https://")):
-        return
-    import requests
-
-    try:
-        requests.get(f"{server.rstrip('/')}/health", timeout=_PREFLIGHT_SECONDS)
-    except requests.RequestException as error:
-        cause = error.__context__ or error
-        raise RegistryUnreachable(server, str(getattr(cause, "reason", cause))) from error

@@ -29,6 +29,7 @@ from mlflow_deploy.monitoring.run_content import (
     tag_version,
 )
 from mlflow_deploy.monitoring.store import KINDS, ResultStore
+from mlflow_deploy.reachable import no_answer
 from mlflow_deploy.targets.base_monitor import HOST_OF_CONTAINER, MonitoredRevision, MonitorOrder
 
 if TYPE_CHECKING:
@@ -116,24 +117,19 @@ def _land(data: Path, order: MonitorOrder, results: ResultStore, evidently: Evid
 def reach(revision: MonitoredRevision) -> str:
     """Set the MLflow server of a revision; returns why it cannot be asked now, empty when it can."""
     import mlflow
-    import requests
 
     uri = revision.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
     if not uri:
         return "no MLflow tracking server is set; set monitor.tracking_uri or MLFLOW_TRACKING_URI"
-    if uri.startswith(("http://", "https://")):
-        try:
-            requests.get(f"{uri.rstrip('/')}/health", timeout=_HEALTH_SECONDS)
-        except requests.RequestException as error:
-            cause = error.__context__ or error
-            problem = f"the MLflow server at {uri} does not answer: {getattr(cause, 'reason', cause)}"
-            if HOST_OF_CONTAINER in uri:
-                problem += (
-                    ". Containers reach it only when it listens on more than the loopback of its machine: "
-                    f"mlflow server --host 0.0.0.0 --allowed-hosts localhost:*,{HOST_OF_CONTAINER}:*"
-                )
-            return problem
-    elif uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+    if reason := no_answer(uri, seconds=_HEALTH_SECONDS):
+        problem = f"the MLflow server at {uri} does not answer: {reason}"
+        if HOST_OF_CONTAINER in uri:
+            problem += (
+                ". Containers reach it only when it listens on more than the loopback of its machine: "
+                f"mlflow server --host 0.0.0.0 --allowed-hosts localhost:*,{HOST_OF_CONTAINER}:*"
+            )
+        return problem
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         return f"there is no MLflow database {uri.removeprefix('sqlite:///')}"
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(revision.registry_uri or uri)

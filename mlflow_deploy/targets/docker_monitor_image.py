@@ -23,7 +23,17 @@ PORT = 9464
 """Where the monitor serves its Prometheus metrics inside its container."""
 _PACKAGES = ("mlflow-skinny", "msgspec", "numpy", "prometheus-client", "pyarrow", "pydantic", "pyyaml")
 _EVIDENTLY = ("evidently", "pandas")
-_PARTS = ("__init__", "bundle", "config", "config_monitor", "errors", "files", "processes", "settings")
+_PARTS = (
+    "__init__",
+    "bundle",
+    "config",
+    "config_monitor",
+    "errors",
+    "files",
+    "processes",
+    "reachable",
+    "settings",
+)
 _TARGETS = ("__init__", "base", "base_monitor", "base_records")
 
 _INSTRUCTIONS = f"""\

@@ -12,8 +12,8 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[2] / "mlflow_deploy"
 
 FLOORS = {
-    "errors": 1, "files": 1, "settings": 1, "progress": 1, "processes": 1, "config": 1, "config_monitor": 1,
-    "security": 1,
+    "errors": 1, "files": 1, "settings": 1, "progress": 1, "processes": 1, "reachable": 1, "config": 1,
+    "config_monitor": 1, "security": 1,
     "bundle": 2, "pmml_evaluator": 2,
     "serving": 3, "conversion": 3, "gateway": 3,
     "flavors": 4, "images": 4,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_deploy.lifecycle.records.record import ReleaseRecord
 from mlflow_deploy.progress import mlflow_is_quiet
+from mlflow_deploy.reachable import no_answer
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -32,18 +33,12 @@ def experiment_name(target: str, name: str) -> str:
 def server_problem() -> str:
     """Why MLflow cannot be asked now, without waiting for long; the empty string when it can."""
     import mlflow
-    import requests
 
     if not mlflow.tracking.is_tracking_uri_set():
         return "no MLflow tracking server is set; set MLFLOW_TRACKING_URI"
     uri = mlflow.get_tracking_uri()
-    if uri.startswith(("http://", "https://")):
-        try:
-            requests.get(f"{uri.rstrip('/')}/health", timeout=_HEALTH_SECONDS)
-        except requests.RequestException as error:
-            cause = error.__context__ or error
-            return f"the MLflow server at {uri} does not answer: {getattr(cause, 'reason', cause)}"
-    return ""
+    reason = no_answer(uri, seconds=_HEALTH_SECONDS)
+    return f"the MLflow server at {uri} does not answer: {reason}" if reason else ""
 
 
 def open_store(target: str, name: str) -> Store:
