@@ -58,5 +58,5 @@ def ensure_gateway_image(engine: Engine, spec: ImageSpec, progress: Progress) ->
 
 def _own_files() -> list[Path]:
     package = Path(mlflow_deploy.__file__).parent
-    parts = ["__init__.py", "errors.py", "files.py", "targets/__init__.py", "targets/docker_agent.py"]
-    return [*(package / part for part in parts), *(package / "gateway").glob("*.py")]
+    parts = ("__init__", "errors", "files", "processes", "targets/__init__", "targets/docker_agent")
+    return [*(package / f"{part}.py" for part in parts), *(package / "gateway").glob("*.py")]

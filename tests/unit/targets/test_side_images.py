@@ -1,4 +1,4 @@
-"""The monitor's image holds every module of ours that its modules import."""
+"""The images of monitor and gateway hold every module of ours that their modules import."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ from pathlib import Path
 import pytest
 
 import mlflow_deploy
-from mlflow_deploy.targets import docker_monitor_image
+from mlflow_deploy.targets import docker_gateway_image, docker_monitor_image
 
 PACKAGE = Path(mlflow_deploy.__file__).parent
-MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in docker_monitor_image._own_files())
+IMAGES = {
+    image.__name__.rpartition(".")[2]: sorted(
+        path.relative_to(PACKAGE).as_posix() for path in image._own_files()
+    )
+    for image in (docker_gateway_image, docker_monitor_image)
+}
 
 
 def imported(path: Path) -> set[str]:
@@ -37,6 +42,6 @@ def imported(path: Path) -> set[str]:
     return {each.relative_to(PACKAGE).as_posix() for each in found}
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_what_a_module_imports_is_in_the_image(module: str) -> None:
-    assert imported(PACKAGE / module) - set(MODULES) == set()
+@pytest.mark.parametrize(("image", "module"), [(image, each) for image in IMAGES for each in IMAGES[image]])
+def test_what_a_module_imports_is_in_the_image(image: str, module: str) -> None:
+    assert imported(PACKAGE / module) - set(IMAGES[image]) == set()
