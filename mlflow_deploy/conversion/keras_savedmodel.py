@@ -14,6 +14,7 @@ from mlflow_deploy.conversion import networks, tf_graph
 from mlflow_deploy.conversion.answers import Answer
 from mlflow_deploy.conversion.base import Candidate, Capability
 from mlflow_deploy.conversion.feeds import Array
+from mlflow_deploy.conversion.limits import with_finite
 from mlflow_deploy.conversion.native import NativeModel
 from mlflow_deploy.conversion.runners import Graph
 
@@ -32,8 +33,8 @@ def refuse(native: NativeModel) -> str:
 
 
 def candidates(native: NativeModel, answer: Answer) -> Iterator[Candidate]:
-    """The one graph."""
-    yield Candidate(label="float32", build=partial(_build, native, answer))
+    """The one graph; what becomes of NaN in it depends on the processor and the number of rows."""
+    return with_finite("float32", partial(_build, native, answer))
 
 
 def _build(native: NativeModel, answer: Answer, folder: Path) -> Servable:

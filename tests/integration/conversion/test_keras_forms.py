@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mlflow_deploy.bundle import folder_digest
@@ -39,11 +40,22 @@ def test_every_architecture_serves_in_every_form(name: str, form: str, forms: di
     row_by_row = (name, form) == ("LSTM", "tflite")
     assert made.servable.batchable is not row_by_row
     assert ("row by row" in made.parity.variant) is row_by_row
-    # TensorFlow's pooling drops NaN, so the native network answers it, and the other runtimes answer otherwise.
-    limited = name == "CNN" and form != "savedmodel"
-    assert ("finite numbers only" in made.parity.variant) is limited
+    limited = "finite numbers only" in made.parity.variant
     assert (limits.NOTE in made.parity.notes) is limited
+    # TensorFlow's pooling drops NaN, so the native network answers it, and the other runtimes answer otherwise.
+    # On processors with AVX-512 its dense layers drop NaN for some numbers of rows, in its own SavedModel too.
+    if (name, form) in (("CNN", "onnx"), ("CNN", "tflite")):
+        assert limited
+    elif limited:
+        assert _drops_missing_values(forms[name])
     forms[name].serves_the_example(form)
+
+
+def _drops_missing_values(forms: Forms) -> bool:
+    """Whether the native network answers a number for a row with a missing value."""
+    references = forms.case.evidence(forms.native).references
+    (missing,) = [each for each in references if each.dataset.name == "missing values"]
+    return any(np.isfinite(array).any() for array in missing.answers.arrays.values())
 
 
 @pytest.mark.slow
@@ -107,7 +119,6 @@ def test_full_int8_tflite_answers_within_its_stated_tolerance(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import keras
-    import numpy as np
     import pandas as pd
     from ai_edge_litert.interpreter import Interpreter
     from keras import layers
