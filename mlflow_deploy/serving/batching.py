@@ -187,7 +187,7 @@ class Batcher:
                 self._alone(entry)
             return
         ended = perf_counter()
-        self.worth.stacked(stacked.rows, ended - begun)
+        self.worth.stacked(len(calls), stacked.rows, ended - begun)
         for entry, result in zip(entries, results, strict=True):
             entry.result = result
             entry.call.begun, entry.call.ended, entry.call.batch = begun, ended, 0

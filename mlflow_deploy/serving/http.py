@@ -242,6 +242,8 @@ class App:
         error: Exception | None,
     ) -> None:
         """Count and log a request and send its answer, `response`, or without one what `error` says."""
+        # It refers to the request, and the collector of cycles looks at neither: both would stay for ever.
+        request.resume = None
         if response is None:
             response = _error_response(error or ModelFailed(), route)
         seconds = perf_counter() - request.arrived

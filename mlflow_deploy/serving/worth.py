@@ -3,60 +3,97 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections import deque
+from collections.abc import Callable
+from time import process_time
 
-STACKING_SECONDS = 15e-6
-"""What a stacked call costs beside its share of the model call: the queue, at times a change of thread."""
-
-_ALONE = 24  # calls of a trial that are computed alone
-_TOGETHER = 96  # calls of a trial that may be stacked
-_PAUSE = 2048  # calls between two trials at first; each trial with the same outcome doubles it
-_LONGEST_PAUSE = 1 << 17
+_BLOCKS = 4  # of a trial: by turns alone and stacked
+_SETTLE = (8, 32)  # the first calls of a block, which still meet those of the block before
+_BLOCK_SECONDS = 0.03  # processor time that a block takes,
+_LEAST, _MOST = 24, 1024  # with so many calls at least, or at most
+_PAUSE = 8192  # calls between two trials at first; each trial with the same outcome doubles it
+_LONGEST_PAUSE = 1 << 18
+_ENOUGH = 0.95  # a smaller gain is not worth the wait for others
 
 
 class Worth:
-    """Runs a trial now and then: some calls alone, some stacked; what was faster holds until the next one.
+    """Runs a trial now and then: some calls alone, some stacked; what cost less holds until the next one.
 
-    The fastest call of each kind counts, because whatever else runs on the machine only makes slower. It is
-    called by several threads without a lock: a lost count moves a trial by a call.
+    A call costs processor time of this whole process, in which the queue and changes of threads are counted, or
+    time of the model where that is more: it computes elsewhere then, such as on a GPU. The cheapest block of
+    each kind counts, because whatever else runs on the machine only makes dearer.
+
+    Args:
+        cpu: processor time of this process in seconds, for tests.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, cpu: Callable[[], float] = process_time) -> None:
         self.pays = True
-        self._pause = _PAUSE
-        self._trial = 0  # number of the call that the trial began with
-        self._calls = -1
+        self._cpu = cpu
+        self._lock = threading.Lock()  # of the trial; a count that threads lose elsewhere does no harm
+        self._calls = self._done = 0
+        self._pause, self._next = _PAUSE, 1
+        self._block = -1  # of the trial that goes on
+        self._begun = 0  # number of its first call
+        self._counted: tuple[float, int] | None = (
+            None  # processor time and finished calls when it had settled
+        )
         self._rows = 0
-        self._alone = self._stacked = math.inf
+        self._costs, self._model = [math.inf, math.inf], [math.inf, math.inf]  # of a call: alone, stacked
 
     def stack(self, rows: int) -> bool:
         """Whether to offer the next call, of so many rows, for stacking."""
         self._calls += 1
-        at = self._calls - self._trial
-        if at >= self._pause:
-            self._trial, at = self._calls, 0
-        if at == 0:
-            self._rows, self._alone, self._stacked = rows, math.inf, math.inf
-        if at < _ALONE:
-            return False
-        if at == _ALONE + _TOGETHER:
-            self._decide()
-        return at < _ALONE + _TOGETHER or self.pays
+        if self._block < 0 and self._calls < self._next:
+            return self.pays
+        if self._lock.acquire(blocking=False):
+            try:
+                self._go_on(rows)
+            finally:
+                self._lock.release()
+        block = self._block
+        return self.pays if block < 0 else block % 2 == 1
 
     def alone(self, rows: int, seconds: float) -> None:
         """A call was computed alone in this time."""
-        if rows == self._rows and seconds < self._alone:
-            self._alone = seconds
+        self._done += 1
+        if rows == self._rows and seconds < self._model[0]:
+            self._model[0] = seconds
 
-    def stacked(self, rows: int, seconds: float) -> None:
-        """Several calls, of so many rows together, were stacked, computed and split in this time."""
-        self._stacked = min(self._stacked, seconds / rows * self._rows)
+    def stacked(self, calls: int, rows: int, seconds: float) -> None:
+        """So many calls, of so many rows together, were stacked, computed and split in this time."""
+        self._done += calls
+        self._model[1] = min(self._model[1], seconds / rows * self._rows)
+
+    def _go_on(self, rows: int) -> None:
+        """Begin a trial, or end a block of the one that goes on when it had enough calls."""
+        if self._block < 0:
+            self._rows = rows
+            self._costs, self._model = [math.inf, math.inf], [math.inf, math.inf]
+        elif self._counted is None:
+            if self._calls - self._begun >= _SETTLE[self._block % 2]:
+                self._counted = self._cpu(), self._done
+            return
+        else:
+            spent, done = self._cpu() - self._counted[0], self._done - self._counted[1]
+            # Calls that fail are not counted as done, and must not keep the trial going.
+            many = done >= _MOST or self._calls - self._begun >= 4 * _MOST
+            if not many and (done < _LEAST or spent < _BLOCK_SECONDS):
+                return
+            kind = self._block % 2
+            self._costs[kind] = min(self._costs[kind], spent / max(done, 1))
+        self._block, self._begun, self._counted = self._block + 1, self._calls, None
+        if self._block == _BLOCKS:
+            self._decide()
 
     def _decide(self) -> None:
+        alone, stacked = map(max, self._costs, self._model)
         # Nothing was stacked when callers come one by one: then it does not matter.
-        pays = self._stacked == math.inf or self._alone - self._stacked > STACKING_SECONDS
+        pays = self._model[1] == math.inf or stacked < _ENOUGH * alone
         self._pause = min(2 * self._pause, _LONGEST_PAUSE) if pays == self.pays else _PAUSE
         self.pays = pays
+        self._block, self._next = -1, self._calls + self._pause
 
 
 class Company:

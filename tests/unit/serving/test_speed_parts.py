@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import threading
 import time
+import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,37 +15,111 @@ import pytest
 
 from mlflow_deploy.serving.backends.onnx import OnnxGraph
 from mlflow_deploy.serving.crew import Crew
+from mlflow_deploy.serving.http import App, Request, Response, Route
 from mlflow_deploy.serving.worth import Company, Worth
+from mlflow_deploy.settings import ServingSettings
 
 
-@pytest.mark.parametrize(("alone", "row_in_batch", "pays"), [(100e-6, 20e-6, True), (10e-6, 8e-6, False)])
-def test_calls_are_stacked_only_when_a_trial_showed_that_it_pays(
-    alone: float, row_in_batch: float, pays: bool
-) -> None:
-    worth = Worth()
-    answers = []
-    for _ in range(1000):
-        answers.append(worth.stack(1))
-        if answers[-1]:
-            worth.stacked(8, 8 * row_in_batch)
-        else:
-            worth.alone(1, alone)
-    assert set(answers[200:]) == {pays}
-    assert {True, False} == set(answers[:100])
+class Trial:
+    """Calls of a model that takes some time alone and some in a batch, and what stacking costs beside it."""
+
+    def __init__(self, alone: float, in_batch: float, stacking: float, *, elsewhere: bool = False) -> None:
+        self.alone, self.in_batch, self.stacking = alone, in_batch, stacking
+        self.elsewhere = elsewhere
+        self.spent = 0.0
+        self.worth = Worth(lambda: self.spent)
+
+    def calls(self, count: int) -> list[bool]:
+        """Whether each of so many calls was offered for stacking."""
+        answers = []
+        for _ in range(count):
+            answers.append(self.worth.stack(1))
+            self.spent += 50e-6
+            if answers[-1]:
+                self.worth.stacked(1, 1, self.in_batch)
+                self.spent += self.stacking + (0 if self.elsewhere else self.in_batch)
+            else:
+                self.worth.alone(1, self.alone)
+                self.spent += 0 if self.elsewhere else self.alone
+        return answers
+
+
+@pytest.mark.parametrize(
+    ("trial", "pays"),
+    [
+        (Trial(alone=100e-6, in_batch=20e-6, stacking=20e-6), True),
+        (Trial(alone=10e-6, in_batch=8e-6, stacking=20e-6), False),
+        # The model gains, and the threads lose more.
+        (Trial(alone=60e-6, in_batch=20e-6, stacking=60e-6), False),
+        # On a GPU, processor time says nothing.
+        (Trial(alone=500e-6, in_batch=20e-6, stacking=20e-6, elsewhere=True), True),
+    ],
+)
+def test_calls_are_stacked_only_when_a_trial_showed_that_it_pays(trial: Trial, pays: bool) -> None:
+    answers = trial.calls(5000)
+    assert set(answers[4000:]) == {pays}
+    assert {True, False} == set(answers[:1500])
+
+
+def test_few_calls_of_a_slow_model_are_computed_alone_for_a_trial() -> None:
+    answers = Trial(alone=50e-3, in_batch=2e-3, stacking=20e-6).calls(1000)
+    assert answers.count(False) < 80
+    assert all(answers[200:])
 
 
 def test_a_model_that_changes_its_cost_is_tried_again() -> None:
-    worth = Worth()
-    last = []
-    for at in range(20_000):
-        dear = at > 3000
-        if worth.stack(1):
-            worth.stacked(8, 8 * 5e-6)
-        else:
-            worth.alone(1, 200e-6 if dear else 6e-6)
-        last.append(worth.pays)
-    assert not last[2000]
-    assert last[-1]
+    trial = Trial(alone=6e-6, in_batch=5e-6, stacking=20e-6)
+    trial.calls(4000)
+    assert not trial.worth.pays
+    trial.alone = 200e-6
+    trial.calls(20_000)
+    assert trial.worth.pays
+
+
+def test_a_busy_machine_in_one_block_does_not_decide() -> None:
+    trial = Trial(alone=100e-6, in_batch=20e-6, stacking=20e-6)
+    while not trial.calls(1)[0]:
+        pass
+    trial.calls(100)
+    trial.spent += 1.0
+    trial.calls(3000)
+    assert trial.worth.pays
+
+
+def test_a_request_is_gone_with_its_answer() -> None:
+    """Also where another thread may send it: the collector of cycles does not look at requests."""
+
+    class Environ(dict[str, Any]):
+        pass
+
+    asked: list[Request] = []
+
+    def later(request: Request) -> None:
+        asked.append(request)
+
+    worker: Any = SimpleNamespace(
+        metrics=SimpleNamespace(answered=lambda *_: None),
+        recorder=SimpleNamespace(on=False),
+        capture=None,
+        tracing=None,
+        settings=ServingSettings(max_batch_size=8),
+    )
+    routes = {"/now": Route("GET", lambda _: Response(b"")), "/later": Route("GET", later)}
+    app, sent = App(worker, routes), []
+    granian: Any = SimpleNamespace(response_bytes=lambda *answer: sent.append(answer))
+    for path in routes:
+        environ = Environ(PATH_INFO=path, REQUEST_METHOD="GET")
+        kept = weakref.ref(environ)
+        app.answer(granian, environ)
+        del environ
+        if path == "/later":
+            assert kept() is not None
+            resume = asked.pop().resume
+            assert resume is not None
+            resume(Response(b""), None)
+            del resume
+        assert kept() is None, path
+    assert [status for status, _, _ in sent] == [200, 200]
 
 
 def test_nobody_waits_for_callers_that_do_not_exist() -> None:
