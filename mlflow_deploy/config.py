@@ -150,7 +150,7 @@ class EnvoySpec(BaseModel):
     """Requests at once in each revision; more get 503."""
     max_connections: int = Field(default=10_000, ge=1)
     """Connections of clients at once; more are closed. It cannot be changed later."""
-    threads: int = Field(default=1, ge=1, le=256)
+    threads: int = Field(default=2, ge=1, le=256)
     """Threads of the gateway. It cannot be changed later."""
     access_log: bool = False
     """Write a JSON line for each request, with its revision, into the gateway's log."""

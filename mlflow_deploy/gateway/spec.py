@@ -87,7 +87,7 @@ class GatewaySpec:
     buffer_bytes: int = 10 * 1024 * 1024
     max_connections: int = 10_000
     max_requests: int = 1024
-    threads: int = 1
+    threads: int = 2
     admin_host: str = "127.0.0.1"
     admin_port: int = 0
     tls_cert: str = ""

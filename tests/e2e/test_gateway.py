@@ -192,7 +192,7 @@ def test_settings_of_the_gateway_are_kept_and_changed_while_it_runs(
     served = LocalTarget().stats(LocalTarget().require("d1"))
     assert served[max(served)].succeeded > 0
     with pytest.raises(ConfigError, match=r"envoy\.threads"):
-        client.update_deployment("d1", config={"envoy.threads": "2"})
+        client.update_deployment("d1", config={"envoy.threads": "3"})
 
 
 @pytest.mark.parametrize("setting", [{"replicas": "2"}, {"keep_revisions": "1"}, {"envoy.rate_limit": "9"}])

@@ -26,7 +26,7 @@ from tests.integration.gateway.running import backend, running, scoring_server
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.slow, pytest.mark.timeout(300)]
 
-ROUNDS = 7
+ROUNDS = 21
 SECONDS = 1
 REQUEST = """
 wrk.method = "POST"
