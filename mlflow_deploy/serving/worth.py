@@ -8,8 +8,8 @@ from collections import deque
 from collections.abc import Callable
 from time import process_time
 
-_BLOCKS = 4  # of a trial: by turns alone and stacked
-_SETTLE = (8, 32)  # the first calls of a block, which still meet those of the block before
+_BLOCKS = 4  # of a trial: by turns stacked and alone
+_SETTLE = (8, 32)  # the first calls of a block, alone or stacked, which still meet those of the block before
 _BLOCK_SECONDS = 0.03  # processor time that a block takes,
 _LEAST, _MOST = 24, 1024  # with so many calls at least, or at most
 _PAUSE = 8192  # calls between two trials at first; each trial with the same outcome doubles it
@@ -53,7 +53,7 @@ class Worth:
             finally:
                 self._lock.release()
         block = self._block
-        return self.pays if block < 0 else block % 2 == 1
+        return self.pays if block < 0 else _kind(block) == 1
 
     def alone(self, rows: int, seconds: float) -> None:
         """A call was computed alone in this time."""
@@ -72,7 +72,7 @@ class Worth:
             self._rows = rows
             self._costs, self._model = [math.inf, math.inf], [math.inf, math.inf]
         elif self._counted is None:
-            if self._calls - self._begun >= _SETTLE[self._block % 2]:
+            if self._calls - self._begun >= _SETTLE[_kind(self._block)]:
                 self._counted = self._cpu(), self._done
             return
         else:
@@ -81,7 +81,7 @@ class Worth:
             many = done >= _MOST or self._calls - self._begun >= 4 * _MOST
             if not many and (done < _LEAST or spent < _BLOCK_SECONDS):
                 return
-            kind = self._block % 2
+            kind = _kind(self._block)
             self._costs[kind] = min(self._costs[kind], spent / max(done, 1))
         self._block, self._begun, self._counted = self._block + 1, self._calls, None
         if self._block == _BLOCKS:
@@ -94,6 +94,11 @@ class Worth:
         self._pause = min(2 * self._pause, _LONGEST_PAUSE) if pays == self.pays else _PAUSE
         self.pays = pays
         self._block, self._next = -1, self._calls + self._pause
+
+
+def _kind(block: int) -> int:
+    """0 for a block of calls that are computed alone, 1 for one of calls that are stacked."""
+    return (block + 1) % 2
 
 
 class Company:

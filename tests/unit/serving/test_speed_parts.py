@@ -78,8 +78,6 @@ def test_a_model_that_changes_its_cost_is_tried_again() -> None:
 
 def test_a_busy_machine_in_one_block_does_not_decide() -> None:
     trial = Trial(alone=100e-6, in_batch=20e-6, stacking=20e-6)
-    while not trial.calls(1)[0]:
-        pass
     trial.calls(100)
     trial.spent += 1.0
     trial.calls(3000)
