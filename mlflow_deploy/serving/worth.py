@@ -69,6 +69,9 @@ class Worth:
     def _go_on(self, rows: int) -> None:
         """Begin a trial, or end a block of the one that goes on when it had enough calls."""
         if self._block < 0:
+            if self._calls < self._next:
+                # Another thread ended the trial meanwhile.
+                return
             self._rows = rows
             self._costs, self._model = [math.inf, math.inf], [math.inf, math.inf]
         elif self._counted is None:
