@@ -48,7 +48,7 @@ def test_status_of_a_revision(replicas: list[ReplicaStatus], answers: bool, stat
     [
         ({"replicas": 2}, "2 replicas"),
         ({"keep_revisions": 1}, "keep_revisions"),
-        ({"envoy.threads": 2}, "envoy.threads"),
+        ({"envoy.threads": 3}, "envoy.threads"),
     ],
 )
 def test_settings_that_need_a_gateway(setting: dict[str, int], named: str) -> None:
