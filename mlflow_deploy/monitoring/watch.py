@@ -137,8 +137,7 @@ class Watch:
                     changed = last_change(folder, folder / "open")
                     found.append(now > changed + revision.graces[kind])
                 else:
-                    seconds = float(window[:-1]) * _UNITS[window[-1]]
-                    found.append((now - revision.graces[kind]) // seconds)
+                    found.append((now - revision.graces[kind]) // _seconds(window))
         return tuple(found)
 
     def _process(self, command: str) -> bool:
@@ -181,10 +180,15 @@ def _may_have_windows(data: Path, order: MonitorOrder) -> bool:
                 if (data / "capture" / f"rev-{revision.number}").is_dir():
                     return True
                 continue
-            seconds = float(window[:-1]) * _UNITS[window[-1]]
+            seconds = _seconds(window)
             if (now - revision.graces[kind]) // seconds > since // seconds:
                 return True
     return False
+
+
+def _seconds(window: str) -> float:
+    # As `duration_seconds` of the settings, which has checked it and would load pydantic here.
+    return float(window[:-1]) * _UNITS[window[-1]]
 
 
 def _has_results(data: Path) -> bool:
@@ -193,7 +197,7 @@ def _has_results(data: Path) -> bool:
 
 def _poll(order: MonitorOrder) -> float:
     times = [
-        float(window[:-1]) * _UNITS[window[-1]]
+        _seconds(window)
         for revision in order.revisions
         for window in revision.windows.values()
         if not window.endswith("rows")

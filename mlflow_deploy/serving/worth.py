@@ -36,9 +36,8 @@ class Worth:
         self._pause, self._next = _PAUSE, 1
         self._block = -1  # of the trial that goes on
         self._begun = 0  # number of its first call
-        self._counted: tuple[float, int] | None = (
-            None  # processor time and finished calls when it had settled
-        )
+        # Processor time and finished calls when it had settled.
+        self._counted: tuple[float, int] | None = None
         self._rows = 0
         self._costs, self._model = [math.inf, math.inf], [math.inf, math.inf]  # of a call: alone, stacked
 
